@@ -208,7 +208,7 @@ class _RichView:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever sys.stderr is at that moment, so that records appear above a live bar and not through it."""
+    """Writes to whatever sys.stderr is at that moment, so that records appear above a live bar."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
