@@ -1,0 +1,104 @@
+"""`bdq export` and `bdq-export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdq_export.errors import UsageError
+from bdq_export.options import BLOCK_SIZES, OPS, TRANSFORMS, WEIGHTS, ExportOptions, parse_block_size
+
+_DEFAULTS = ExportOptions()
+
+
+def export_command(
+    context: typer.Context,
+    model_dir: Annotated[
+        str, typer.Argument(help="Hugging Face directory (safetensors), hub id, or .gguf file.")
+    ],
+    out: Annotated[Path, typer.Argument(help="OUT.onnx, or a folder that will hold model.onnx.")],
+    scheme: Annotated[
+        str, typer.Option(help="w<bits>a<bits>: w4a16, w8a16, w2a16, w4a8, w8a8.")
+    ] = _DEFAULTS.scheme,
+    transform: Annotated[
+        str, typer.Option(help=f"{'|'.join(TRANSFORMS)}; auto measures and keeps the best.")
+    ] = _DEFAULTS.transform,
+    weights: Annotated[
+        str, typer.Option(help=f"{'|'.join(WEIGHTS)}: how weights are rounded.")
+    ] = _DEFAULTS.weights,
+    block_size: Annotated[
+        str, typer.Option(help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel.")
+    ] = str(_DEFAULTS.block_size),
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points.")
+    ] = _DEFAULTS.symmetric,
+    calib: Annotated[
+        str, typer.Option(help="UTF-8 text file, or self: text sampled from the model.")
+    ] = _DEFAULTS.calib,
+    calib_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = _DEFAULTS.calib_samples,
+    calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="MODULE=BITS (glob, repeatable); 16 stays float: --keep 'model.layers.0.*=8'."),
+    ] = None,
+    ops: Annotated[
+        str, typer.Option(help=f"{'|'.join(OPS)}; qdq and qlinear are static w8a8.")
+    ] = _DEFAULTS.ops,
+    accuracy_level: Annotated[
+        int, typer.Option(help="Of MatMulNBits: 4 multiplies in int8 (fast), 0 in float32.")
+    ] = _DEFAULTS.accuracy_level,
+    full_logits: Annotated[
+        bool, typer.Option("--full-logits", help="Logits of all positions, not only the last.")
+    ] = _DEFAULTS.full_logits,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Smallest top-1 agreement with the float model that passes.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="bdq_config.json of an earlier export; flags given here win.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    dump: Annotated[Path | None, typer.Option(help="Folder for the graph's text after each pass.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Export MODEL_DIR to a low-bit ONNX model that ONNX Runtime and onnxruntime-genai open as it is."""
+    from bdq_export.cli.output import print_result
+    from bdq_export.commands.export import export_with
+    from bdq_export.package.config_file import load_config
+
+    given: dict[str, object] = {
+        "scheme": scheme,
+        "transform": transform,
+        "weights": weights,
+        "block_size": parse_block_size(block_size),
+        "symmetric": symmetric,
+        "calib": calib,
+        "calib_samples": calib_samples,
+        "calib_seq_len": calib_seq_len,
+        "seed": seed,
+        "keep": tuple(keep or ()),
+        "ops": ops,
+        "accuracy_level": accuracy_level,
+        "full_logits": full_logits,
+        "min_top1": min_top1,
+    }
+    if config is not None:
+        stored = load_config(config)
+        given = {
+            name: value if _is_given(context, name) else getattr(stored, name)
+            for name, value in given.items()
+        }
+    if dry_run and dump is not None:
+        raise UsageError("--dump has nothing to write in a --dry-run; leave one out")
+    options = ExportOptions(**given)  # type: ignore[arg-type]
+    result = export_with(model_dir, out, options, force=force, dump=dump, dry_run=dry_run, quiet=quiet)
+    print_result(result.to_dict(), result.render(), as_json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
