@@ -1,12 +1,13 @@
 """What the project knows of a model family: module paths by role, and where a scale or a rotation cancels.
 
 A family is one `Architecture` constant. Paths are relative to a decoder layer and use the names of the
-Hugging Face checkpoint; a packed weight (Phi-3's `qkv_proj`) is addressed by its logical parts (`self_attn.q_proj`, ...).
+Hugging Face checkpoint; a packed weight (Phi-3's `qkv_proj`) is addressed by its logical parts
+(`self_attn.q_proj`, ...).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -15,9 +16,9 @@ class Tie(Enum):
 
     NONE = "none"
     REPEAT_KV_HEADS = "repeat_kv_heads"
-    """One factor per KV-head channel; the consumer's columns repeat it over the query heads of the group."""
+    """One factor per KV-head channel; the consumer repeats it over the query heads of the group."""
     ROPE_PAIRS = "rope_pairs"
-    """As REPEAT_KV_HEADS, and channels i and i + rotary_dim/2 of a head share one factor (RoPE mixes the two)."""
+    """As REPEAT_KV_HEADS, and channels i and i + rotary_dim/2 of a head share one factor: RoPE mixes them."""
 
 
 class Side(Enum):
@@ -59,7 +60,7 @@ class Architecture:
         name: `model_type` in config.json.
         classes: accepted `architectures[0]` values.
         layers: path prefix of the decoder layers in the checkpoint; layer i is `<layers>.<i>`.
-        linears: paths of the linear layers of a decoder layer, in execution order, logical parts for packed ones.
+        linears: paths of the linears of a decoder layer in execution order, logical parts for packed ones.
         edges: where diagonals cancel.
         residual_readers: for each norm that reads the residual stream, the linears it feeds.
         residual_writers: linears whose output is added to the residual stream.
@@ -67,6 +68,9 @@ class Architecture:
         packed: checkpoint path of a packed linear -> its logical parts, in row order.
         norm_offset: added to a norm's stored weight to get its gain (Gemma: 1).
         builder: the builder that is right for this family.
+        norms: paths of the norms of a decoder layer.
+        partial_rotary: True where `partial_rotary_factor` is honoured (elsewhere transformers ignores it).
+        defaults: values of config.json keys that transformers assumes when the file leaves them out.
     """
 
     name: str
@@ -83,7 +87,9 @@ class Architecture:
     packed: tuple[tuple[str, tuple[str, ...]], ...] = ()
     norm_offset: float = 0.0
     builder: Builder = Builder.MOBIUS
-    norms: tuple[str, ...] = field(default=("input_layernorm", "post_attention_layernorm"))
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    partial_rotary: bool = False
+    defaults: tuple[tuple[str, int | bool], ...] = ()
 
     def edge(self, name: str) -> Edge:
         """The edge called `name`.
@@ -95,3 +101,18 @@ class Architecture:
             if edge.name == name:
                 return edge
         raise LookupError(f"{self.name} has no edge {name!r}; it has {[edge.name for edge in self.edges]}")
+
+    def is_norm(self, path: str) -> bool:
+        """Whether `path` (relative to a decoder layer) is a norm: it has a gain, not rows and columns."""
+        return path in self.norms
+
+    def layer_path(self, layer: int, path: str) -> str:
+        """The checkpoint's module path of `path` in decoder layer `layer`."""
+        return f"{self.layers}.{layer}.{path}"
+
+    def packed_into(self, path: str) -> str | None:
+        """The packed module that holds the logical linear `path`; None where it is stored by itself."""
+        for packed, parts in self.packed:
+            if path in parts:
+                return packed
+        return None
