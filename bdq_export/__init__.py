@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bdq_export.commands.bench import bench
     from bdq_export.commands.evaluate import evaluate
-    from bdq_export.commands.inspect import inspect
-    from bdq_export.commands.run import run
     from bdq_export.commands.export import ExportResult, export
     from bdq_export.commands.fetch import fetch
+    from bdq_export.commands.inspect import inspect
+    from bdq_export.commands.run import run
     from bdq_export.options import ExportOptions
     from bdq_export.scheme import QuantScheme
 
