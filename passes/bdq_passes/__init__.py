@@ -1,0 +1,3 @@
+"""Graph passes: from a float ONNX graph to one whose weights stay in low bits."""
+
+from __future__ import annotations
