@@ -1,4 +1,4 @@
-"""The project's shape: which package may import which, how long a file may be, which names a user's environment gets."""
+"""The project's shape: which package may import which, how long a file may be, which names a wheel brings."""
 
 from __future__ import annotations
 

@@ -27,10 +27,9 @@ def test_a_scheme_round_trips_through_its_name(scheme: QuantScheme) -> None:
 def test_any_text_is_a_scheme_or_a_usage_error(text: str) -> None:
     try:
         scheme = QuantScheme.parse(text)
-    except UsageError as error:
-        assert "\n" not in str(error) or "\n" in text
-    else:
-        assert QuantScheme.parse(str(scheme)) == scheme
+    except UsageError:
+        return
+    assert QuantScheme.parse(str(scheme)) == scheme
 
 
 @pytest.mark.parametrize(
