@@ -1,3 +1,4 @@
-"""Graph passes: from a float ONNX graph to one whose weights stay in low bits."""
+"""Graph passes: from a float ONNX graph to one whose weights stay in low bits.
 
-from __future__ import annotations
+This file must not `from __future__ import annotations`: the name would hide the module of that name.
+"""
