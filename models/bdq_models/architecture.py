@@ -71,6 +71,7 @@ class Architecture:
         norms: paths of the norms of a decoder layer.
         partial_rotary: True where `partial_rotary_factor` is honoured (elsewhere transformers ignores it).
         defaults: values of config.json keys that transformers assumes when the file leaves them out.
+        biases: a boolean config.json key, "" for always -> the linears that have a bias when it is true.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Architecture:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     partial_rotary: bool = False
     defaults: tuple[tuple[str, int | bool], ...] = ()
+    biases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def edge(self, name: str) -> Edge:
         """The edge called `name`.

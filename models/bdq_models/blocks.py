@@ -16,6 +16,9 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 LINEARS = (*QKV, "self_attn.o_proj", *GATE_UP, "mlp.down_proj")
 HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
+ATTENTION_BIASES = ("attention_bias", (*QKV, "self_attn.o_proj"))
+MLP_BIASES = ("mlp_bias", (*GATE_UP, "mlp.down_proj"))
+
 RESIDUAL_READERS = (("input_layernorm", QKV), ("post_attention_layernorm", GATE_UP))
 RESIDUAL_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bdq_models.architecture import Architecture, Builder, Edge
 from bdq_models.blocks import (
+    ATTENTION_BIASES,
     ATTENTION_IN,
     GATE_UP,
     HEAD_NORMS,
@@ -34,6 +35,7 @@ GEMMA3 = Architecture(
     ),
     residual_readers=(("input_layernorm", QKV), ("pre_feedforward_layernorm", GATE_UP)),
     residual_writers=RESIDUAL_WRITERS,
+    biases=(ATTENTION_BIASES,),
     residual_rotation=False,
     norm_offset=1.0,
     builder=Builder.DYNAMO,

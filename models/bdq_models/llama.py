@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bdq_models.architecture import Architecture
-from bdq_models.blocks import EDGES, LINEARS, RESIDUAL_READERS, RESIDUAL_WRITERS
+from bdq_models.blocks import ATTENTION_BIASES, EDGES, LINEARS, MLP_BIASES, RESIDUAL_READERS, RESIDUAL_WRITERS
 
 LLAMA = Architecture(
     name="llama",
@@ -12,4 +12,5 @@ LLAMA = Architecture(
     edges=EDGES,
     residual_readers=RESIDUAL_READERS,
     residual_writers=RESIDUAL_WRITERS,
+    biases=(ATTENTION_BIASES, MLP_BIASES),
 )

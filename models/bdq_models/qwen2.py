@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bdq_models.architecture import Architecture
-from bdq_models.blocks import EDGES, LINEARS, RESIDUAL_READERS, RESIDUAL_WRITERS
+from bdq_models.blocks import EDGES, LINEARS, QKV, RESIDUAL_READERS, RESIDUAL_WRITERS
 
 QWEN2 = Architecture(
     name="qwen2",
@@ -12,5 +12,6 @@ QWEN2 = Architecture(
     edges=EDGES,
     residual_readers=RESIDUAL_READERS,
     residual_writers=RESIDUAL_WRITERS,
+    biases=(("", QKV),),
     defaults=(("num_key_value_heads", 32), ("sliding_window", 4096), ("use_sliding_window", False)),
 )

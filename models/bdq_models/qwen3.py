@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bdq_models.architecture import Architecture
 from bdq_models.blocks import (
+    ATTENTION_BIASES,
     ATTENTION_IN,
     HEAD_NORMS,
     KEY_QUERY_NORMS,
@@ -22,6 +23,7 @@ QWEN3 = Architecture(
     edges=(ATTENTION_IN, VALUE, KEY_QUERY_NORMS, MLP_IN, MLP_MIDDLE),
     residual_readers=RESIDUAL_READERS,
     residual_writers=RESIDUAL_WRITERS,
+    biases=(ATTENTION_BIASES,),
     norms=("input_layernorm", *HEAD_NORMS, "post_attention_layernorm"),
     defaults=(
         ("head_dim", 128),
