@@ -1,0 +1,124 @@
+"""Files that travel with the model: tokenizer, config.json, generation_config.json, genai_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from bdq_export.errors import InvalidInputError
+from bdq_export.package.genai_config import DecoderShape, genai_config, special_tokens
+
+SIZE_LIMIT = 256 << 20
+"""A tokenizer file above this is refused; the largest real ones are about 40 MB."""
+_PATH_KEYS = ("_name_or_path", "name_or_path")
+
+
+def side_files(
+    directory: Path,
+    tokenizer_files: Collection[Path],
+    family: str,
+    shape: DecoderShape,
+    onnx_name: str,
+    inputs: Collection[str],
+) -> dict[str, bytes]:
+    """Content of the side files by name.
+
+    Tokenizer files are copied as bytes, except where tokenizer_config.json states a `model_max_length` beyond the
+    context (transformers' 1e30 breaks JSON parsers) or a path of the machine that it was made on.
+
+    Args:
+        directory: the checkpoint's folder.
+        tokenizer_files: to be copied.
+        family: `Architecture.name`.
+        shape: sizes of the decoder.
+        onnx_name: file name of the model.
+        inputs: input names of the graph.
+
+    Raises:
+        InvalidInputError: a file is not readable as what its name says, or far too big.
+    """
+    files = {path.name: _read(path) for path in tokenizer_files}
+    if "tokenizer_config.json" in files:
+        raw = files["tokenizer_config.json"]
+        files["tokenizer_config.json"] = clean_tokenizer_config(raw, shape.context_length)
+    config_bytes = _read(directory / "config.json")
+    config = _parse("config.json", config_bytes)
+    files["config.json"] = _without_paths(config, config_bytes)
+    generation: Mapping[str, Any] = {}
+    generation_path = directory / "generation_config.json"
+    if generation_path.is_file():
+        generation_bytes = _read(generation_path)
+        generation = _parse("generation_config.json", generation_bytes)
+        files["generation_config.json"] = _without_paths(generation, generation_bytes)
+    tokens = special_tokens(config, generation, _tokenizer_eos(files))
+    files["genai_config.json"] = to_json(genai_config(family, shape, tokens, generation, onnx_name, inputs))
+    return files
+
+
+def clean_tokenizer_config(raw: bytes, context_length: int) -> bytes:
+    """tokenizer_config.json with `model_max_length` at most `context_length`, and no local path in it.
+
+    Raises:
+        InvalidInputError: it is no JSON object.
+    """
+    content = _parse("tokenizer_config.json", raw)
+    longest = content.get("model_max_length")
+    if isinstance(longest, int | float) and longest > context_length:
+        return to_json(_drop_paths({**content, "model_max_length": context_length}))
+    return _without_paths(content, raw)
+
+
+def to_json(content: Any) -> bytes:
+    """Indented JSON with a final newline; the same content gives the same bytes."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _tokenizer_eos(files: Mapping[str, bytes]) -> int | None:
+    """Id of the eos token that tokenizer_config.json names, looked up among tokenizer.json's added tokens."""
+    if "tokenizer_config.json" not in files or "tokenizer.json" not in files:
+        return None
+    named = _parse("tokenizer_config.json", files["tokenizer_config.json"]).get("eos_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    for token in _parse("tokenizer.json", files["tokenizer.json"]).get("added_tokens") or []:
+        if text is not None and token.get("content") == text:
+            return int(token["id"])
+    return None
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is missing or no plain file; the export needs it beside the model")
+    size = path.stat().st_size
+    if size > SIZE_LIMIT:
+        raise InvalidInputError(f"{path} has {size} bytes, expected at most {SIZE_LIMIT}")
+    return path.read_bytes()
+
+
+def _parse(name: str, raw: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{name} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _without_paths(content: Mapping[str, Any], raw: bytes) -> bytes:
+    """`raw` as it is, unless it names a folder of the machine that it was made on."""
+    cleaned = _drop_paths(content)
+    return raw if cleaned == content else to_json(cleaned)
+
+
+def _drop_paths(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _PATH_KEYS or not _is_local(value)}
+
+
+def _is_local(value: Any) -> bool:
+    """Whether a string is a path rather than a hub id such as `org/name`."""
+    if not isinstance(value, str):
+        return False
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return absolute or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value

@@ -1,0 +1,1 @@
+"""What an export did and measured, as JSON and as a page."""
