@@ -1,0 +1,199 @@
+"""A decoder and its KV cache: feed tokens, get logits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bdq_runtime.cache import Cache, CacheTensor, ConcatenatedCache, SharedCache, accepts_shared_cache, aligned
+from bdq_runtime.folder import ModelFolder
+from bdq_runtime.session import create_session, numpy_type
+
+Array = npt.NDArray[Any]
+
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_KEEP = "logits_to_keep"
+
+
+class LanguageModel:
+    """A decoder with its cache, batch 1.
+
+    `append` feeds tokens and returns logits; `length` tokens are in the cache; `truncate` forgets the last ones.
+
+    Attributes:
+        session: the ONNX Runtime session.
+        folder: where the model lies.
+        vocab_size: columns of the logits.
+        context_length: the most positions the model was made for, None where nothing says it.
+        shares_cache: True when the cache is written in place.
+        length: tokens in the cache.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        share_cache: bool | None = None,
+    ) -> None:
+        """Open `path` (an `.onnx` file or a folder with `model.onnx`).
+
+        Args:
+            threads: threads inside one operator; None lets ONNX Runtime choose.
+            providers: execution providers in order of preference; None takes the CPU.
+            share_cache: None writes the cache in place where the graph can; False never does.
+
+        Raises:
+            FileNotFoundError: no such model, or its data file is missing.
+            ValueError: not a decoder with a KV cache, or a file ONNX Runtime cannot open.
+        """
+        self.folder = ModelFolder.of(path)
+        self.session = create_session(self.folder.model, threads, providers)
+        self._inputs = {node.name: node for node in self.session.get_inputs()}
+        self._outputs = {node.name: node for node in self.session.get_outputs()}
+        # An initializer that may be overridden: absent, it means "the last position".
+        self._keeps = _KEEP in {node.name for node in self.session.get_overridable_initializers()}
+        tensors = _cache_tensors(self.folder, self._inputs, self._outputs)
+        self.vocab_size = _vocab_size(self.folder, self._outputs["logits"].shape[-1])
+        self.context_length = self.folder.context_length()
+        self._token = np.zeros((1, 1), np.int64)
+        self._keep = np.zeros((), np.int64)
+        self._constants: dict[str, Array] = {}
+        self._grow_constants(256)
+        dtype = numpy_type(self._outputs["logits"].type)
+        self._row = self._logits = aligned((1, 1, self.vocab_size), dtype)
+        self._io = self.session.io_binding()
+        shared = share_cache is not False and accepts_shared_cache(self.session, tensors, self._one_token())
+        self.shares_cache = shared
+        self._cache: Cache = (SharedCache if shared else ConcatenatedCache)(self._io, tensors)
+        self.length = 0
+        self.reset()
+
+    def reset(self, capacity: int = 0) -> None:
+        """Forget every token; make room for `capacity` of them at once."""
+        self._cache.reset(capacity)
+        self.length = 0
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            ValueError: the cache holds fewer.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot keep {length} tokens of {self.length}")
+        if length < self.length:
+            self._cache.truncate(length)
+        self.length = length
+
+    def append(self, tokens: Sequence[int] | Array, all_logits: bool = False) -> Array:
+        """Feed `tokens` after those in the cache.
+
+        Returns:
+            `[1, vocab]` logits after the last token, or `[len(tokens), vocab]` with `all_logits`: row i predicts the
+            token after `tokens[i]`. The memory is reused by the next call.
+
+        Raises:
+            ValueError: no tokens, or an id outside the vocabulary.
+        """
+        ids = self._checked(tokens)
+        total = self.length + ids.shape[1]
+        self._cache.bind(self.length, total)
+        self._bind_tokens(ids, total, all_logits)
+        # A graph without `logits_to_keep` computes the logits of every position.
+        logits = self._logits_buffer(ids.shape[1] if all_logits or not self._keeps else 1)
+        self._io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(self._io)
+        self._cache.collect(total)
+        self.length = total
+        rows: Array = logits[0]
+        return rows if all_logits else rows[-1:]
+
+    def _checked(self, tokens: Sequence[int] | Array) -> Array:
+        if len(tokens) == 1:  # the decode step: nothing is allocated
+            self._token[0, 0] = tokens[0]
+            ids = self._token
+        else:
+            ids = np.ascontiguousarray(tokens, np.int64).reshape(1, -1)
+        if ids.size == 0:
+            raise ValueError("no tokens to feed, expected at least one")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(f"token {wrong} is not one of the model's {self.vocab_size}; is the tokenizer another's?")
+        return ids
+
+    def _bind_tokens(self, ids: Array, total: int, all_logits: bool) -> None:
+        # By address: the memory is held by this object (or, for `ids`, by the caller) until the run is over.
+        if total > self._constants["attention_mask"].shape[1]:
+            self._grow_constants(2 * total)
+        values = {"input_ids": ids, "attention_mask": self._constants["attention_mask"][:, :total]}
+        values["position_ids"] = self._constants["position_ids"][:, self.length : total]
+        if self._keeps:
+            self._keep[...] = 0 if all_logits else 1
+            self._io.bind_input(_KEEP, "cpu", 0, np.int64, (), self._keep.ctypes.data)
+        for name, value in values.items():
+            if name in self._inputs:
+                self._io.bind_input(name, "cpu", 0, np.int64, value.shape, value.ctypes.data)
+
+    def _grow_constants(self, size: int) -> None:
+        self._constants["attention_mask"] = np.ones((1, size), np.int64)
+        self._constants["position_ids"] = np.arange(size, dtype=np.int64)[None]
+
+    def _logits_buffer(self, rows: int) -> Array:
+        if rows == 1:
+            return self._row
+        if self._logits.shape[1] != rows:
+            self._logits = self._row  # the old one is freed before the new one is allocated
+            self._logits = aligned((1, rows, self.vocab_size), self._row.dtype)
+        return self._logits
+
+    def _one_token(self) -> dict[str, Array]:
+        values = (self._token, np.ones((1, 1), np.int64), np.zeros((1, 1), np.int64))
+        return {name: value for name, value in zip(_TOKEN_INPUTS, values, strict=True) if name in self._inputs}
+
+
+def _cache_tensors(
+    folder: ModelFolder, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+) -> tuple[CacheTensor, ...]:
+    """The cache of a graph, in the order of its layers.
+
+    Raises:
+        ValueError: the graph is no decoder with a cache, or wants inputs this loop does not know.
+    """
+    matches = [match for match in map(_PAST.fullmatch, inputs) if match]
+    pairs = {m[0]: f"present.{m[1]}.{m[2]}" for m in sorted(matches, key=lambda m: (int(m[1]), m[2]))}
+    missing = [name for name in ("input_ids", *([] if pairs else ["past_key_values.0.key"])) if name not in inputs]
+    missing += [name for name in ("logits", *pairs.values()) if name not in outputs]
+    if missing:
+        raise ValueError(f"{folder.model} is not a decoder with a KV cache: it has no {', '.join(missing[:3])}")
+    unknown = [name for name in inputs if name not in pairs and name not in _TOKEN_INPUTS]
+    if unknown:
+        raise ValueError(
+            f"{folder.model} wants the input {unknown[0]}; known are {', '.join(_TOKEN_INPUTS)} and the KV cache"
+        )
+    return tuple(_cache_tensor(folder, inputs[past], present) for past, present in pairs.items())
+
+
+def _cache_tensor(folder: ModelFolder, past: Any, present: str) -> CacheTensor:
+    _, heads, _, channels = past.shape if len(past.shape) == 4 else (None,) * 4
+    if isinstance(channels, str):  # a symbolic dimension, as onnxruntime-genai writes it
+        channels = folder.head_size()
+    if not isinstance(heads, int) or not isinstance(channels, int):
+        raise ValueError(
+            f"{past.name} of {folder.model} has shape {past.shape}, expected [batch, heads, positions, channels] with "
+            "heads and channels fixed (or head_dim in config.json beside it)"
+        )
+    return CacheTensor(past.name, present, heads, channels, numpy_type(past.type))
+
+
+def _vocab_size(folder: ModelFolder, dimension: int | str | None) -> int:
+    size = dimension if isinstance(dimension, int) else folder.genai.get("vocab_size", folder.config.get("vocab_size"))
+    if not isinstance(size, int):
+        raise ValueError(f"logits of {folder.model} have {dimension!r} columns, and no config.json beside it says more")
+    return size
