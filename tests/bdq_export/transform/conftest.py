@@ -1,0 +1,82 @@
+"""A float64 forward pass of transformers' models, and random transforms."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdq_export.float_model import load_float_model
+from bdq_export.transform import Transforms, random_hadamard
+from bdq_export.transform.channels import tie
+
+
+def _exact_logits(tiny: Any, weights: dict[str, Tensor]) -> Tensor:
+    model = load_float_model(tiny, weights).double()
+    offset = tiny.architecture.norm_offset
+
+    # transformers' norms round to float32 inside, which would hide an error below 1e-7.
+    def forward(self: Any, x: Tensor) -> Tensor:
+        eps = getattr(self, "variance_epsilon", None) or self.eps
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (self.weight + offset)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(forward, module)
+    tokens = torch.randint(0, tiny.dimensions.vocab_size, (2, 24), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        logits = model(tokens).logits
+    assert logits.dtype == torch.float64
+    return logits
+
+
+@pytest.fixture
+def exact_logits() -> Callable[[Any, dict[str, Tensor]], Tensor]:
+    """`exact_logits(tiny, weights)`: logits of 2 x 24 random tokens, float64 throughout."""
+    return _exact_logits
+
+
+@pytest.fixture
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    """Largest difference over the largest expected entry."""
+    return lambda got, expected: ((got - expected).abs().amax() / expected.abs().amax()).item()
+
+
+def _random_transforms(tiny: Any, seed: int = 0, rotations: bool = True, edges: Any = None) -> Transforms:
+    dimensions, architecture = tiny.dimensions, tiny.architecture
+    generator = torch.Generator().manual_seed(seed)
+
+    def diagonals() -> dict[tuple[int, str], Tensor]:
+        return {
+            (layer, edge.name): tie(
+                edge,
+                dimensions,
+                torch.randn(dimensions.free_channels(edge), generator=generator, dtype=torch.float64).exp(),
+            )
+            for layer in range(dimensions.layers)
+            for edge in architecture.edges
+            if edges is None or edge.name in edges
+        }
+
+    residual = rotations and architecture.residual_rotation
+    return Transforms(
+        diagonals=diagonals(),
+        diagonals_before=diagonals(),
+        residual_rotation=random_hadamard(dimensions.hidden_size, seed) if residual else None,
+        head_rotations={
+            layer: torch.stack(
+                [random_hadamard(dimensions.head_dim, 100 * layer + head) for head in range(dimensions.kv_heads)]
+            )
+            for layer in range(dimensions.layers if rotations else 0)
+        },
+    )
+
+
+@pytest.fixture
+def random_transforms() -> Callable[..., Transforms]:
+    """`random_transforms(tiny, seed=0, rotations=True, edges=None)`: every part of every edge is there."""
+    return _random_transforms
