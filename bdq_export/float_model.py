@@ -56,7 +56,7 @@ def load_float_model(checkpoint: ModelDescription, weights: Mapping[str, Tensor]
     import accelerate
     from transformers import AutoModelForCausalLM
 
-    config = _transformers_config(checkpoint, untied=f"{checkpoint.architecture.lm_head}.weight" in weights)
+    config = transformers_config(checkpoint, untied=f"{checkpoint.architecture.lm_head}.weight" in weights)
     with accelerate.init_empty_weights(include_buffers=False):
         from_config: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         model = from_config(config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
@@ -124,7 +124,12 @@ def locate_linear(architecture: Architecture, dimensions: Dimensions, path: str)
     return LinearSlice(f"{prefix}.{packed}", *rows[role])
 
 
-def _transformers_config(checkpoint: ModelDescription, untied: bool) -> PretrainedConfig:
+def transformers_config(checkpoint: ModelDescription, untied: bool) -> PretrainedConfig:
+    """The transformers config of a model, with what the weights say about tying.
+
+    Raises:
+        InvalidInputError: transformers refuses config.json.
+    """
     from transformers import AutoConfig
 
     values = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}

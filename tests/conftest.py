@@ -95,11 +95,11 @@ def _random_weights(config: dict[str, Any], seed: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bdq_export.float_model import _transformers_config
+    from bdq_export.float_model import transformers_config
 
     description = TinyModel(config, get_architecture(config), Dimensions.from_config(config), {})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_transformers_config(description, untied=False))
+        model = AutoModelForCausalLM.from_config(transformers_config(description, untied=False))
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, parameter in model.named_parameters():

@@ -47,9 +47,7 @@ class Dimensions:
         head_dim = _size(values, "head_dim", default=hidden_size // heads)
         kv_heads = _size(values, "num_key_value_heads", default=heads)
         if heads % kv_heads:
-            raise ValueError(
-                f"config.json: {heads} attention heads are no multiple of {kv_heads} key/value heads"
-            )
+            raise ValueError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key/value heads")
         return cls(
             hidden_size=hidden_size,
             layers=_size(values, "num_hidden_layers"),
@@ -111,9 +109,7 @@ class Dimensions:
         raise LookupError(f"{path!r} is no known module of a decoder layer; known roles: {sorted(sizes)}")
 
 
-def split_rows(
-    architecture: Architecture, dimensions: Dimensions, packed: str
-) -> tuple[tuple[str, int, int], ...]:
+def split_rows(architecture: Architecture, dimensions: Dimensions, packed: str) -> tuple[tuple[str, int, int], ...]:
     """The logical parts of the packed linear `packed`, each as (path, first row, row after the last).
 
     Args:
@@ -124,9 +120,7 @@ def split_rows(
     """
     parts = dict(architecture.packed).get(packed)
     if parts is None:
-        raise LookupError(
-            f"{architecture.name} has no packed linear {packed!r}; it has {dict(architecture.packed)}"
-        )
+        raise LookupError(f"{architecture.name} has no packed linear {packed!r}; it has {dict(architecture.packed)}")
     rows = []
     start = 0
     for part in parts:
@@ -154,9 +148,7 @@ def _rotary_dim(architecture: Architecture, values: Mapping[str, Any], head_dim:
         raise ValueError(f"config.json: partial_rotary_factor is {factor!r}, expected a number in (0, 1]")
     rotary_dim = int(head_dim * factor)
     if rotary_dim < 2 or rotary_dim % 2:
-        raise ValueError(
-            f"config.json: {rotary_dim} rotary channels in a head of {head_dim}, expected an even number"
-        )
+        raise ValueError(f"config.json: {rotary_dim} rotary channels in a head of {head_dim}, expected an even number")
     return rotary_dim
 
 

@@ -39,6 +39,4 @@ def get_architecture(config: Mapping[str, Any]) -> Architecture:
         if model_type == family.name and class_name is None:
             return family
     known = ", ".join(f"{family.name} ({family.classes[0]})" for family in FAMILIES.values())
-    raise LookupError(
-        f"model_type {model_type!r} with class {class_name!r} is not supported; supported: {known}"
-    )
+    raise LookupError(f"model_type {model_type!r} with class {class_name!r} is not supported; supported: {known}")
