@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bdq_models import Architecture, Dimensions, get_architecture, supported
-
 from bdq_export.checkpoint.json_file import read_json_object
 from bdq_export.errors import InvalidInputError, UnsupportedModelError
+from bdq_models import Architecture, Dimensions, get_architecture, supported
 
 MAX_CONFIG_BYTES = 4_000_000
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")

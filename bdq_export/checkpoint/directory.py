@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdq_models import Architecture, Dimensions
-
 from bdq_export.checkpoint.config_file import MAX_CONFIG_BYTES, read_config, resolve_model
 from bdq_export.checkpoint.containment import regular_file
 from bdq_export.checkpoint.expected import check_tensors, expected_shapes
@@ -21,6 +19,7 @@ from bdq_export.checkpoint.json_file import read_json_object
 from bdq_export.checkpoint.safetensors_header import TensorEntry
 from bdq_export.checkpoint.tokenizer_files import find_tokenizer_files
 from bdq_export.errors import InvalidInputError
+from bdq_models import Architecture, Dimensions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bdq_models import Architecture, Dimensions, split_rows
-
 from bdq_export.errors import InvalidInputError
+from bdq_models import Architecture, Dimensions, split_rows
 
 _RECOMPUTED = (".rotary_emb.inv_freq",)
 """Buffers that old checkpoints saved; transformers computes them, so they are ignored."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from bdq_models import Architecture, Dimensions, split_rows
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bdq_export.errors import InvalidInputError
+from bdq_models import Architecture, Dimensions, split_rows
 
 if TYPE_CHECKING:
     from bdq_export.checkpoint.directory import Checkpoint
