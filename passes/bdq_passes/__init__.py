@@ -2,3 +2,54 @@
 
 This file must not `from __future__ import annotations`: the name would hide the module of that name.
 """
+
+from bdq_passes.annotate_linears import AnnotateLinearsPass
+from bdq_passes.graph_pass import GraphPass
+from bdq_passes.insert_activation_quantization import InsertActivationQuantizationPass
+from bdq_passes.insert_weight_quantization import InsertWeightQuantizationPass
+from bdq_passes.keep_last_logits import KeepLastLogitsPass
+from bdq_passes.levels import Level, LevelError, verify
+from bdq_passes.lower_to_gather_block_quantized import LowerToGatherBlockQuantizedPass
+from bdq_passes.lower_to_matmul_nbits import LowerToMatMulNBitsPass
+from bdq_passes.lower_to_qlinear_matmul import LowerToQLinearMatMulPass
+from bdq_passes.refuse_padding import RefusePaddingPass
+from bdq_passes.split_mixed_linears import SplitMixedLinearsPass
+from bdq_passes.store_scales_as_fp16 import StoreScalesAsFp16Pass
+from bdq_passes.strip_metadata import StripMetadataPass
+
+PASSES: dict[str, type[GraphPass]] = {
+    item.name: item
+    for item in (
+        AnnotateLinearsPass,
+        KeepLastLogitsPass,
+        RefusePaddingPass,
+        SplitMixedLinearsPass,
+        InsertWeightQuantizationPass,
+        InsertActivationQuantizationPass,
+        LowerToQLinearMatMulPass,
+        LowerToMatMulNBitsPass,
+        LowerToGatherBlockQuantizedPass,
+        StoreScalesAsFp16Pass,
+        StripMetadataPass,
+    )
+}
+"""Every pass by its name, in the order in which they can run."""
+
+__all__ = [
+    "PASSES",
+    "AnnotateLinearsPass",
+    "GraphPass",
+    "InsertActivationQuantizationPass",
+    "InsertWeightQuantizationPass",
+    "KeepLastLogitsPass",
+    "Level",
+    "LevelError",
+    "LowerToGatherBlockQuantizedPass",
+    "LowerToMatMulNBitsPass",
+    "LowerToQLinearMatMulPass",
+    "RefusePaddingPass",
+    "SplitMixedLinearsPass",
+    "StoreScalesAsFp16Pass",
+    "StripMetadataPass",
+    "verify",
+]

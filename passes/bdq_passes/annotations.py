@@ -62,6 +62,11 @@ def set_tied(node: ir.Node, embedding: str) -> None:
     node.metadata_props[TIED] = embedding
 
 
+def clear_tied(node: ir.Node) -> None:
+    """Say that the weight of `node` is its own."""
+    node.metadata_props.pop(TIED, None)
+
+
 def role(node: ir.Node) -> str | None:
     """`linear`, `embedding` or None."""
     return node.metadata_props.get(ROLE)

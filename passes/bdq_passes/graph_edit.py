@@ -43,6 +43,20 @@ def required_input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def bias_add(linear: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads the output of a MatMul `[K, N]` and adds an `[N]` initializer, and that bias; or None."""
+    output, weight = linear.outputs[0], required_input(linear, 1)
+    readers = output.consumers()
+    if len(readers) != 1 or readers[0].op_type != "Add" or output.is_graph_output() or weight.shape is None:
+        return None
+    for value in readers[0].inputs:
+        if value is None or not value.is_initializer() or value.shape is None:
+            continue
+        if tuple(value.shape) == (weight.shape[1],):
+            return readers[0], value
+    return None
+
+
 def replace_node(old: ir.Node, new: ir.Node) -> None:
     """Put `new` in the place of `old`: its position, its metadata and the name, type and shape of its output."""
     graph = old.graph

@@ -7,7 +7,7 @@ The byte layout is the one of `com.microsoft::MatMulNBits`: per block a little-e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> Array:
         """`[N, K]` float32: `(code - zero_point) * scale`."""
-        n, k = self.codes.shape
+        k = self.codes.shape[1]
         block = self.spec.block_size(k)
         zero: Array = (
             np.full(self.scales.shape, 1 << (self.spec.bits - 1), np.float32)
@@ -149,8 +149,8 @@ def unpack_bits(packed: Array, bits: int, count: int) -> Array:
     return result
 
 
-def pack_matmul_nbits(weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
-    """Initializers of a MatMulNBits node: B `[N, blocks, block*bits/8]` uint8, scales `[N, blocks]`, zero points.
+def pack_codes(weight: QuantizedWeight) -> Array:
+    """Codes in the layout of MatMulNBits: `[N, blocks, ceil(block * bits / 8)]` uint8, a view at 8 bits.
 
     The last block of a row is padded with code 0 where K is no multiple of the block size.
     """
@@ -159,6 +159,29 @@ def pack_matmul_nbits(weight: QuantizedWeight) -> tuple[Array, Array, Array | No
     blocks = weight.scales.shape[1]
     pad = blocks * block - k
     codes = np.pad(weight.codes, ((0, 0), (0, pad))) if pad else weight.codes
-    packed = pack_bits(codes.reshape(n, blocks, block), weight.spec.bits)
+    return pack_bits(codes.reshape(n, blocks, block), weight.spec.bits)
+
+
+def pack_matmul_nbits(weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
+    """Initializers of a MatMulNBits node: B (see `pack_codes`), scales `[N, blocks]`, packed zero points or None."""
     zeros = None if weight.zero_points is None else pack_bits(weight.zero_points, weight.spec.bits)
-    return packed, weight.scales, zeros
+    return pack_codes(weight), weight.scales, zeros
+
+
+def with_blocks(weight: QuantizedWeight) -> QuantizedWeight:
+    """`weight` with one scale for each block, which is what MatMulNBits reads; the same values.
+
+    A scale of a whole row is repeated for blocks of the largest size up to 128 that divides the row (128 where none
+    does). Kernels of every bit width compute in int8 at blocks of 32, 64 and 128.
+    """
+    if isinstance(weight.spec.granularity, PerBlock):
+        return weight
+    k = weight.codes.shape[1]
+    block = next((size for size in (128, 64, 32, 16) if k % size == 0), 128)
+    blocks = -(-k // block)
+    return QuantizedWeight(
+        weight.codes,
+        np.repeat(weight.scales, blocks, axis=1),
+        None if weight.zero_points is None else np.repeat(weight.zero_points, blocks, axis=1),
+        replace(weight.spec, granularity=PerBlock(block)),
+    )
