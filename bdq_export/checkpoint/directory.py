@@ -132,11 +132,11 @@ def _locate(path: Path | str, work_dir: Path | None) -> Path:
 
 
 def _converted(gguf: Path, work_dir: Path | None) -> Path:
-    from bdq_export.checkpoint.gguf import convert_gguf
+    from bdq_export.checkpoint.gguf import convert_once
 
     if work_dir is None:
         raise InvalidInputError(f"{gguf} must be converted first, which needs a work folder: `bdq fetch` or export it")
-    return convert_gguf(gguf, work_dir / f"{gguf.stem}-checkpoint")
+    return convert_once(gguf, work_dir)
 
 
 def _open_directory(directory: Path) -> Checkpoint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -45,12 +47,32 @@ def convert_gguf(gguf: Path, directory: Path) -> Path:
     try:
         _write(source, temporary)
         temporary.chmod(0o755)
+        if directory.exists():
+            directory.rmdir()  # empty; Windows does not replace a folder
         os.replace(temporary, directory)
     except OSError as error:
-        raise ResourceError(f"writing {directory} failed: {error.strerror}") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind = ResourceError if full else InvalidInputError
+        raise kind(f"writing {directory} failed: {error.strerror}; choose a folder on another disk") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def convert_once(gguf: Path, work_dir: Path) -> Path:
+    """The converted folder of `gguf` in `work_dir`; a finished conversion of the same file is used again.
+
+    Raises:
+        InvalidInputError: see `convert_gguf`.
+    """
+    with gguf.open("rb") as file:
+        digest = hashlib.sha256(f"{gguf.stat().st_size}".encode())
+        digest.update(file.read(1 << 24))
+    directory = work_dir / f"{gguf.stem}-{digest.hexdigest()[:12]}"
+    if directory.is_dir():
+        return directory
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return convert_gguf(gguf, directory)
 
 
 def _write(source: GgufFile, directory: Path) -> None:
