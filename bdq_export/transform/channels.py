@@ -7,6 +7,7 @@ consumer channel `(kv * group + g) * head_dim + i` for each g.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bdq_models import Dimensions, Edge, Side, Tie
@@ -41,9 +42,24 @@ def tie(edge: Edge, dimensions: Dimensions, scale: Tensor) -> Tensor:
     """`scale` of the free channels `[F]`, with the geometric mean in both channels of each RoPE pair."""
     if edge.tie is not Tie.ROPE_PAIRS:
         return scale
+    tied = scale.clone()
+    first, second = _pairs(dimensions, tied)
+    mean = first.sqrt() * second.sqrt()
+    first.copy_(mean)
+    second.copy_(mean)
+    return tied
+
+
+def is_tied(edge: Edge, dimensions: Dimensions, scale: Tensor) -> bool:
+    """Whether both channels of each RoPE pair have the same factor (1e-12), where the edge asks for it."""
+    if edge.tie is not Tie.ROPE_PAIRS:
+        return True
+    first, second = _pairs(dimensions, scale)
+    return torch.allclose(first, second, rtol=1e-12, atol=0)
+
+
+def _pairs(dimensions: Dimensions, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of the first and the second channels of all RoPE pairs, `[heads, rotary_dim/2]` each."""
     half = dimensions.rotary_dim // 2
-    heads = scale.reshape(-1, dimensions.head_dim).clone()
-    mean = (heads[:, :half] * heads[:, half : 2 * half]).sqrt()
-    heads[:, :half] = mean
-    heads[:, half : 2 * half] = mean
-    return heads.reshape(scale.shape)
+    heads = scale.view(-1, dimensions.head_dim)
+    return heads[:, :half], heads[:, half : 2 * half]

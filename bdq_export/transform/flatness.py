@@ -13,6 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+SLAB = 1 << 20
+"""Entries that are in float64 at a time."""
+
 
 def flatness(matrix: Tensor) -> float:
     """Normalised flatness of `matrix` (any shape), >= 0 and unchanged by a factor; computed in float64.
@@ -24,9 +27,11 @@ def flatness(matrix: Tensor) -> float:
     largest = matrix.abs().amax().item() if size else 0.0
     if largest == 0 or not math.isfinite(largest):
         raise ValueError(f"flatness of a matrix with {size} entries and largest {largest}, expected finite, not all 0")
-    # Divided by the largest entry first: squares of tiny or huge matrices would leave the range of float64.
-    energy = (matrix.to(torch.float64) / largest).square()
-    total = energy.sum()
-    # Σ p ln p = Σ e ln e / E - ln E, so that p itself is never formed; xlogy gives 0 · ln 0 = 0.
-    entropy = torch.xlogy(energy, energy).sum() / total - total.log()
-    return max(0.0, entropy.item() + math.log(size))
+    total = weighted = 0.0
+    for slab in matrix.reshape(-1).split(SLAB):
+        # Divided by the largest entry first: squares of tiny or huge matrices would leave the range of float64.
+        energy = (slab.to(torch.float64) / largest).square()
+        total += energy.sum().item()
+        weighted += torch.xlogy(energy, energy).sum().item()  # 0 · ln 0 = 0
+    # Σ p ln p = Σ e ln e / E - ln E with p = e / E.
+    return max(0.0, weighted / total - math.log(total) + math.log(size))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdq_export.transform.channels import tie
+from bdq_export.transform.channels import is_tied
 from bdq_models import Architecture, Dimensions, Edge
 
 ORTHOGONALITY = 1e-8
@@ -92,7 +92,7 @@ def _check_diagonal(edge: Edge, dimensions: Dimensions, layer: int, scale: Tenso
         raise ValueError(f"{where}: the diagonal has shape {tuple(scale.shape)}, expected ({length},)")
     if not bool(torch.isfinite(scale).all()) or scale.amin().item() <= 0:
         raise ValueError(f"{where}: the diagonal has entries that are not positive and finite")
-    if not torch.allclose(tie(edge, dimensions, scale), scale, rtol=1e-12, atol=0):
+    if not is_tied(edge, dimensions, scale):
         raise ValueError(f"{where}: the diagonal differs within a RoPE pair; tie it with transform.channels.tie")
 
 

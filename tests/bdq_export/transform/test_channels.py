@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdq_export.transform.channels import consumer_channels, expand, reduce, tie
+from bdq_export.transform.channels import consumer_channels, expand, is_tied, reduce, tie
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3"])
@@ -38,5 +38,8 @@ def test_tie_makes_pairs_equal_and_keeps_the_rest(tiny_model):
     assert torch.equal(tied[:, 12:], scale.reshape(2, 16)[:, 12:])
     torch.testing.assert_close(tied.log().sum(), scale.log().sum())
     torch.testing.assert_close(tie(edge, tiny.dimensions, tied.reshape(-1)), tied.reshape(-1))
+    assert is_tied(edge, tiny.dimensions, tied.reshape(-1))
+    assert is_tied(edge, tiny.dimensions, tie(edge, tiny.dimensions, torch.rand(32) + 0.1))
+    assert not is_tied(edge, tiny.dimensions, scale)
     untied = tiny.architecture.edge("value")
     assert tie(untied, tiny.dimensions, scale) is scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -41,6 +42,13 @@ def test_rotation_lowers_an_outlier_channel():
     matrix = torch.randn(256, 64, generator=torch.Generator().manual_seed(0)).double()
     matrix[:, 5] *= 50
     assert flatness(matrix @ random_hadamard(64, seed=0)) < 0.5 * flatness(matrix)
+
+
+def test_large_matrices_go_in_slabs(monkeypatch):
+    matrix = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    whole = flatness(matrix)
+    monkeypatch.setattr(sys.modules[flatness.__module__], "SLAB", 7)
+    assert flatness(matrix) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
