@@ -28,9 +28,10 @@ def flatness(matrix: Tensor) -> float:
     if largest == 0 or not math.isfinite(largest):
         raise ValueError(f"flatness of a matrix with {size} entries and largest {largest}, expected finite, not all 0")
     total = weighted = 0.0
-    for slab in matrix.reshape(-1).split(SLAB):
+    entries = matrix.reshape(-1)
+    for start in range(0, size, SLAB):
         # Divided by the largest entry first: squares of tiny or huge matrices would leave the range of float64.
-        energy = (slab.to(torch.float64) / largest).square()
+        energy = (entries[start : start + SLAB].to(torch.float64) / largest).square()
         total += energy.sum().item()
         weighted += torch.xlogy(energy, energy).sum().item()  # 0 · ln 0 = 0
     # Σ p ln p = Σ e ln e / E - ln E with p = e / E.
