@@ -1,0 +1,162 @@
+"""Checks before the work starts: is there enough memory and disk, and is OUT a sensible place?
+
+The estimate is an upper bound made of what an export holds at the same time. With P parameters, E of them in the
+embedding (and as many again in lm_head), b bytes a stored value of the checkpoint, `tokens` = samples x length:
+
+    memory =   700 MB                       Python, torch, transformers, onnxruntime
+             + 4 P                          float32 weights (pages mapped from the file when b = 4)
+             + 4 P                          the float graph inside onnxruntime while it is checked against torch
+             + 4 P + 4 E                    folded weights and the untied lm_head, unless --transform none
+             + P                            quantized weights, one byte a value until they are packed
+             + 3 * 4 * tokens * hidden      inputs and outputs of one block, float and quantized, with calibration
+             + 6 * 8 * largest K squared    Hessians of one block with factor, inverse and work space, with gptq
+             + 8 * length * vocab           logits of one sequence
+
+    disk   =   4 P + 4 E                    the float graph that is checked against torch
+             + P * bits / 8 + P / 8         packed weights, scales and zero points
+             + 2 E                          embedding and lm_head at 8 bits
+             + 64 MB                        tokenizer, reports, graph
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdq_export.checkpoint.directory import Checkpoint
+from bdq_export.errors import InvalidInputError, ResourceError
+from bdq_export.options import ExportOptions
+from bdq_export.scheme import QuantScheme
+from bdq_models import Dimensions
+
+_MEGABYTE = 10**6
+_LIBRARIES = 700 * _MEGABYTE
+_SIDE_FILES = 64 * _MEGABYTE
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an export needs at most.
+
+    Attributes:
+        memory_bytes: peak resident memory of the process.
+        disk_bytes: free space where OUT is written, temporary files included.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) -> Estimate:
+    """The formula at the top of this module; pure.
+
+    Args:
+        dimensions: sizes of the model.
+        parameters: values in its tensors.
+        options: of the export.
+    """
+    embedding = dimensions.vocab_size * dimensions.hidden_size
+    bits = QuantScheme.parse(options.scheme).weight_bits
+    memory = _LIBRARIES + 9 * parameters + 8 * options.calib_seq_len * dimensions.vocab_size
+    if options.transform != "none":
+        memory += 4 * parameters + 4 * embedding
+    if options.transform != "none" or options.weights == "gptq":
+        memory += 12 * options.calib_samples * options.calib_seq_len * dimensions.hidden_size
+    if options.weights == "gptq":
+        memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
+    packed = parameters * bits // 8 + parameters // 8 + 2 * embedding
+    return Estimate(memory_bytes=memory, disk_bytes=4 * parameters + 4 * embedding + packed + _SIDE_FILES)
+
+
+def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions) -> Estimate:
+    """Refuse an export for which memory or disk cannot suffice.
+
+    Args:
+        checkpoint: the model.
+        out: as the user gave it; its nearest existing folder tells the disk.
+        options: of the export.
+
+    Returns:
+        The estimate, for the report.
+
+    Raises:
+        ResourceError: names what is needed, what is there and what to do.
+    """
+    need = estimate(checkpoint.dimensions, checkpoint.parameters, options)
+    memory = available_memory()
+    if memory is not None and need.memory_bytes > memory:
+        raise ResourceError(
+            f"this export needs about {_shown(need.memory_bytes)} of memory but {_shown(memory)} are available; "
+            "close other programs, use --transform none --weights rtn, or a larger machine"
+        )
+    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
+    disk = shutil.disk_usage(folder).free
+    if need.disk_bytes > disk:
+        raise ResourceError(
+            f"this export needs about {_shown(need.disk_bytes)} on the disk of {folder} but {_shown(disk)} are free; "
+            "free some or choose an OUT on another disk"
+        )
+    return need
+
+
+def check_separate(model_dir: Path, out: Path) -> None:
+    """Refuse an OUT that would be mixed with the model it is made from.
+
+    Args:
+        model_dir: the folder of the model (or its .gguf file).
+        out: a name ending in `.onnx`, written with its side files into its folder, or a folder.
+
+    Raises:
+        InvalidInputError: OUT is the model folder, inside it, or a folder around it.
+    """
+    folder = (out.parent if out.suffix.lower() == ".onnx" else out).resolve()
+    model = model_dir.resolve()
+    if folder == model or model in folder.parents:
+        raise InvalidInputError(f"the output {out} is inside the model folder {model_dir}; choose another folder")
+    if out.suffix.lower() != ".onnx" and folder in model.parents:
+        raise InvalidInputError(f"the output folder {out} holds the model {model_dir}; choose another folder")
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still allocate: of the machine, its cgroup and its address space limit.
+
+    None where nothing tells.
+    """
+    limits = [limit for limit in (_machine_memory(), _cgroup_memory(_CGROUP), _address_space()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _machine_memory() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def _cgroup_memory(root: Path) -> int | None:
+    """What the cgroup (version 2) leaves, its reclaimable file cache counted as free; None without a limit."""
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+        fields = (line.split() for line in (root / "memory.stat").read_text().splitlines())
+        cache = next((int(value) for name, value in fields if name == "inactive_file"), 0)
+        return None if limit == "max" else max(0, int(limit) - used + cache)
+    except (OSError, ValueError):
+        return None
+
+
+def _address_space() -> int | None:
+    """What `ulimit -v` leaves; None without a limit or on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
