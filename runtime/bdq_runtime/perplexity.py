@@ -88,9 +88,7 @@ def windows_of(
         raise ValueError(f"windows are limited to {max_windows}, expected at least 1")
     count = len(tokens) // step
     if count == 0:
-        raise ValueError(
-            f"the text has {len(tokens)} tokens, less than one window of {seq_len}; give more text"
-        )
+        raise ValueError(f"the text has {len(tokens)} tokens, less than one window of {seq_len}; give more text")
     count = count if max_windows is None else min(count, max_windows)
     body = np.asarray(tokens[: count * step], np.int64).reshape(count, step)
     first = np.broadcast_to(np.asarray(beginning, np.int64), (count, len(beginning)))

@@ -134,4 +134,3 @@ class TextStream:
 def _content(value: Any) -> str:
     """A special token as text: tokenizer_config.json writes a string or `{"content": ...}`."""
     return str(value.get("content", "")) if isinstance(value, dict) else str(value)
-
