@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdq_export.errors import InvalidInputError
+from bdq_models import Dimensions
 
 MAX_LENGTH = 4096
 """Cap of the default `max_length`: genai allocates the whole cache of that length when generation starts."""
@@ -36,19 +37,6 @@ _SEARCH = {
     "top_k": 50,
     "top_p": 1.0,
 }
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """Sizes of the decoder that `genai_config.json` states."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    context_length: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ def special_tokens(
 
 def genai_config(
     family: str,
-    shape: DecoderShape,
+    dimensions: Dimensions,
     tokens: SpecialTokens,
     generation: Mapping[str, Any],
     onnx_name: str,
@@ -110,7 +98,7 @@ def genai_config(
 
     Args:
         family: `Architecture.name`.
-        shape: sizes of the decoder.
+        dimensions: sizes of the decoder.
         tokens: special tokens.
         generation: generation_config.json, or empty; its search settings become the defaults.
         onnx_name: file name of the model.
@@ -128,31 +116,31 @@ def genai_config(
     return {
         "model": {
             "bos_token_id": tokens.bos,
-            "context_length": shape.context_length,
+            "context_length": dimensions.context_length,
             "decoder": {
                 "session_options": session,
                 "filename": onnx_name,
-                "head_size": shape.head_dim,
-                "hidden_size": shape.hidden_size,
+                "head_size": dimensions.head_dim,
+                "hidden_size": dimensions.hidden_size,
                 "inputs": _inputs(inputs),
                 "outputs": {
                     "logits": "logits",
                     "present_key_names": "present.%d.key",
                     "present_value_names": "present.%d.value",
                 },
-                "num_attention_heads": shape.heads,
-                "num_hidden_layers": shape.layers,
-                "num_key_value_heads": shape.kv_heads,
+                "num_attention_heads": dimensions.heads,
+                "num_hidden_layers": dimensions.layers,
+                "num_key_value_heads": dimensions.kv_heads,
             },
             "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
             "pad_token_id": tokens.pad,
             "type": _TYPES.get(family, _GENERIC_TYPE),
-            "vocab_size": shape.vocab_size,
+            "vocab_size": dimensions.vocab_size,
         },
         "search": {
             **{key: _setting(generation.get(key), value) for key, value in _SEARCH.items()},
             "early_stopping": True,
-            "max_length": min(shape.context_length, MAX_LENGTH),
+            "max_length": min(dimensions.context_length, MAX_LENGTH),
             "min_length": 0,
             "past_present_share_buffer": True,
         },

@@ -19,6 +19,16 @@ UNVERIFIED = "UNVERIFIED"
 UNSUMMED = (REPORT_JSON, REPORT_HTML)
 """Files with times and memory in them: they differ between two runs, so `SHA256SUMS` leaves them out."""
 
+_ALWAYS_WRITTEN = (
+    "README.md",
+    "bdq_config.json",
+    "config.json",
+    "genai_config.json",
+    "tokenizer.json",
+    SUMS,
+    REPORT_JSON,
+    REPORT_HTML,
+)
 _SUMS_LIMIT = 1 << 20
 
 
@@ -75,6 +85,7 @@ def check_output(out: Path, force: bool) -> Layout:
         _check_replaceable(folder / name, force)
     if not force and (folder / SUMS).exists():
         raise UsageError(f"{folder} already holds an export; give --force to replace it, or choose another OUT")
+    check_names(layout, list(_ALWAYS_WRITTEN), force)
     return layout
 
 

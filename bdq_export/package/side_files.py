@@ -5,55 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdq_export.errors import InvalidInputError
-from bdq_export.package.genai_config import DecoderShape, genai_config, special_tokens
+from bdq_export.package.genai_config import genai_config, special_tokens
+
+if TYPE_CHECKING:
+    from bdq_export.checkpoint import Checkpoint
 
 SIZE_LIMIT = 256 << 20
 """A tokenizer file above this is refused; the largest real ones are about 40 MB."""
+_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 _PATH_KEYS = ("_name_or_path", "name_or_path")
 
 
-def side_files(
-    directory: Path,
-    tokenizer_files: Collection[Path],
-    family: str,
-    shape: DecoderShape,
-    onnx_name: str,
-    inputs: Collection[str],
-) -> dict[str, bytes]:
+def side_files(checkpoint: Checkpoint, onnx_name: str, inputs: Collection[str]) -> dict[str, bytes]:
     """Content of the side files by name.
 
-    Tokenizer files are copied as bytes, except where tokenizer_config.json states a `model_max_length` beyond the
-    context (transformers' 1e30 breaks JSON parsers) or a path of the machine that it was made on.
+    Files are copied as bytes, except where tokenizer_config.json states a `model_max_length` beyond the context
+    (transformers' 1e30 breaks JSON parsers), or a file names a folder of the machine that it was made on, or
+    config.json names code to run.
 
     Args:
-        directory: the checkpoint's folder.
-        tokenizer_files: to be copied.
-        family: `Architecture.name`.
-        shape: sizes of the decoder.
+        checkpoint: of the source model.
         onnx_name: file name of the model.
         inputs: input names of the graph.
 
     Raises:
         InvalidInputError: a file is not readable as what its name says, or far too big.
     """
-    files = {path.name: _read(path) for path in tokenizer_files}
+    directory, generation = checkpoint.directory, checkpoint.generation_config
+    files = {path.name: _read(path) for path in checkpoint.tokenizer_files}
     if "tokenizer_config.json" in files:
         raw = files["tokenizer_config.json"]
-        files["tokenizer_config.json"] = clean_tokenizer_config(raw, shape.context_length)
-    config_bytes = _read(directory / "config.json")
-    config = _parse("config.json", config_bytes)
-    files["config.json"] = _without_paths(config, config_bytes)
-    generation: Mapping[str, Any] = {}
-    generation_path = directory / "generation_config.json"
-    if generation_path.is_file():
-        generation_bytes = _read(generation_path)
-        generation = _parse("generation_config.json", generation_bytes)
-        files["generation_config.json"] = _without_paths(generation, generation_bytes)
-    tokens = special_tokens(config, generation, _tokenizer_eos(files))
-    files["genai_config.json"] = to_json(genai_config(family, shape, tokens, generation, onnx_name, inputs))
+        files["tokenizer_config.json"] = clean_tokenizer_config(raw, checkpoint.dimensions.context_length)
+    files["config.json"] = _cleaned(_read(directory / "config.json"), checkpoint.config)
+    if generation:
+        files["generation_config.json"] = _cleaned(_read(directory / "generation_config.json"), generation)
+    for name in _LICENCES:
+        if (directory / name).is_file() and not (directory / name).is_symlink():
+            files[name] = _read(directory / name)
+    tokens = special_tokens(checkpoint.config, generation, _tokenizer_eos(files))
+    family, dimensions = checkpoint.architecture.name, checkpoint.dimensions
+    files["genai_config.json"] = to_json(genai_config(family, dimensions, tokens, generation, onnx_name, inputs))
     return files
 
 
@@ -66,8 +60,8 @@ def clean_tokenizer_config(raw: bytes, context_length: int) -> bytes:
     content = _parse("tokenizer_config.json", raw)
     longest = content.get("model_max_length")
     if isinstance(longest, int | float) and longest > context_length:
-        return to_json(_drop_paths({**content, "model_max_length": context_length}))
-    return _without_paths(content, raw)
+        content = {**content, "model_max_length": context_length}
+    return _cleaned(raw, content)
 
 
 def to_json(content: Any) -> bytes:
@@ -106,10 +100,10 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
     return content
 
 
-def _without_paths(content: Mapping[str, Any], raw: bytes) -> bytes:
-    """`raw` as it is, unless it names a folder of the machine that it was made on."""
-    cleaned = _drop_paths(content)
-    return raw if cleaned == content else to_json(cleaned)
+def _cleaned(raw: bytes, content: Mapping[str, Any]) -> bytes:
+    """`raw` as it is where it says just what `content` says without local paths, else `content` anew."""
+    wanted = _drop_paths(content)
+    return raw if _parse("side file", raw) == wanted else to_json(wanted)
 
 
 def _drop_paths(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class StagedOutput:
             ResourceError: the disk is full.
             InvalidInputError: the folder cannot be written to.
         """
-        if name != Path(name).name or name in (".", ".."):
+        if name != Path(name).name or name in ("", ".", ".."):
             raise ValueError(f"{name!r} is not a plain file name")
         with _output_errors(self.layout.folder):
             (self.folder / name).write_bytes(content)

@@ -55,7 +55,7 @@ def flatness_chart(flatness: Sequence[SiteFlatness]) -> str:
         _axes(panel, "layer", "flatness")
     for panel in panels[len(sites) :]:
         panel.set_visible(False)
-    panels[0].legend(frameon=False, ncols=2, fontsize=9, loc="upper right", borderaxespad=0)
+    panels[0].legend(frameon=False, ncols=2, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.98))
     return _svg(figure)
 
 
@@ -104,6 +104,8 @@ def _svg(figure: Figure) -> str:
 
     target = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            target, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     text = target.getvalue()
     return text[text.index("<svg") :]
