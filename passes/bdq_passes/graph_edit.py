@@ -44,7 +44,7 @@ def required_input(node: ir.Node, index: int) -> ir.Value:
 
 
 def bias_add(linear: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The Add that alone reads the output of a MatMul `[K, N]` and adds an `[N]` initializer, and that bias; or None."""
+    """The Add of an `[N]` initializer that alone reads the output of a MatMul `[K, N]`, with that bias; or None."""
     output, weight = linear.outputs[0], required_input(linear, 1)
     readers = output.consumers()
     if len(readers) != 1 or readers[0].op_type != "Add" or output.is_graph_output() or weight.shape is None:
