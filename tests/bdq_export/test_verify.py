@@ -120,13 +120,14 @@ def test_torch_reference_gives_all_positions() -> None:
     ("scheme", "least"),
     [
         ("w16a16", 0.99),
-        ("w8a16", 0.95),
-        ("w8a8", 0.85),
-        ("w4a16", 0.70),
-        ("w4a8", 0.60),
-        ("w2a16", 0.20),
-        ("w2a4kv16", 0.20),
-        ("w4a4kv4", 0.70),
+        ("w8a16", 0.90),
+        ("w8a8", 0.63),
+        ("w4a16", 0.40),
+        ("w4a8", 0.28),
+        ("w2a16", 0.05),
+        ("w2a4kv16", 0.025),
+        ("w4a4kv4", 0.20),
+        ("w3a3kv3", 0.10),
     ],
 )
 def test_default_threshold(scheme: str, least: float) -> None:
