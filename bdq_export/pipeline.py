@@ -1,0 +1,177 @@
+"""The order of the passes: the only module that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bdq_export.errors import InvalidInputError, VerificationError
+from bdq_export.options import ExportOptions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from bdq_models import Architecture
+    from bdq_passes import GraphPass
+    from bdq_runtime.packing import QuantizedWeight
+
+    Range = tuple[float, float, float, float]
+
+Dump = Callable[[str, "ir.Model"], None]
+
+
+def quantize_graph(
+    model: ir.Model,
+    architecture: Architecture,
+    layers: int,
+    weights: Mapping[str, QuantizedWeight],
+    ranges: Mapping[str, Range],
+    options: ExportOptions,
+    dump: Dump | None = None,
+) -> None:
+    """Take `model` from FLOAT to its final level, in place.
+
+    Args:
+        model: a float graph in the normal form of `bdq_export.builders`.
+        architecture: its family.
+        layers: number of decoder layers.
+        weights: quantized weights by canonical name; linears without one stay float.
+        ranges: static activation ranges by linear node name, for `--ops qdq` and `qlinear`.
+        options: of the export.
+        dump: called with the name of each pass and the model after it.
+
+    Raises:
+        VerificationError: a pass found the graph other than it must be, or a linear of the model has no node.
+    """
+    import onnx_ir as ir
+
+    count = _count_linears(model, architecture, layers)
+    for item in _prepare(architecture, weights, options, count):
+        _apply(item, model, dump)
+    try:
+        for item in _lower(model, weights, ranges, options):
+            _apply(item, model, dump)
+    except ir.passes.PassError as error:
+        raise VerificationError(f"the graph could not be quantized: {_cause(error)}") from error
+
+
+def dump_to(folder: Path) -> Dump:
+    """A callback that writes the text of the graph after each pass to `folder`, numbered in order.
+
+    Raises:
+        InvalidInputError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"--dump {folder} cannot be made a folder: {error.strerror}") from None
+    written: list[str] = []
+
+    def dump(name: str, model: ir.Model) -> None:
+        (folder / f"{len(written):02d}-{name}.txt").write_text(_text(model), encoding="utf-8")
+        written.append(name)
+
+    return dump
+
+
+def _prepare(
+    architecture: Architecture, weights: Mapping[str, QuantizedWeight], options: ExportOptions, count: int
+) -> Sequence[GraphPass]:
+    from bdq_passes import AnnotateLinearsPass, KeepLastLogitsPass, RefusePaddingPass, SplitMixedLinearsPass
+
+    passes: list[GraphPass] = [AnnotateLinearsPass(expected=count)]
+    if not options.full_logits:
+        passes.append(KeepLastLogitsPass(linear=architecture.lm_head))
+    passes += [
+        RefusePaddingPass(),
+        SplitMixedLinearsPass(
+            specs={name: weight.spec for name, weight in weights.items()},
+            columns={name: weight.codes.shape[0] for name, weight in weights.items()},
+        ),
+    ]
+    return passes
+
+
+def _lower(
+    model: ir.Model,
+    weights: Mapping[str, QuantizedWeight],
+    ranges: Mapping[str, Range],
+    options: ExportOptions,
+) -> Sequence[GraphPass]:
+    from bdq_passes import (
+        InsertActivationQuantizationPass,
+        InsertWeightQuantizationPass,
+        Level,
+        LowerToGatherBlockQuantizedPass,
+        LowerToMatMulNBitsPass,
+        LowerToQLinearMatMulPass,
+        StoreScalesAsFp16Pass,
+        StripMetadataPass,
+    )
+
+    level = Level.QUANTIZED if options.ops == "qdq" else Level.LOWERED
+    passes: list[GraphPass] = [InsertWeightQuantizationPass(weights=weights, expected=_to_quantize(model, weights))]
+    if options.ops != "matmulnbits":
+        passes.append(InsertActivationQuantizationPass(ranges=ranges))
+    if options.ops == "qlinear":
+        passes.append(LowerToQLinearMatMulPass())
+    passes += [
+        LowerToMatMulNBitsPass(accuracy_level=options.accuracy_level),
+        LowerToGatherBlockQuantizedPass(),
+    ]
+    if level is Level.LOWERED:
+        passes.append(StoreScalesAsFp16Pass())
+    return [*passes, StripMetadataPass(level=level)]
+
+
+def _apply(item: GraphPass, model: ir.Model, dump: Dump | None) -> None:
+    item(model)
+    if dump is not None:
+        dump(item.name, model)
+
+
+def _count_linears(model: ir.Model, architecture: Architecture, layers: int) -> int:
+    """Linear nodes of the float graph, after checking that their parts are exactly the family's linears."""
+    from bdq_passes import annotations
+
+    expected = {
+        architecture.lm_head,
+        *(architecture.layer_path(layer, path) for layer in range(layers) for path in architecture.linears),
+    }
+    nodes = [annotations.parts(node) for node in model.graph if annotations.parts(node)]
+    found = {part for parts in nodes for part in parts}
+    if found != expected:
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        raise VerificationError(
+            f"the float graph lacks {len(missing)} linears of the model (first: {missing[:1]}) and has {len(extra)} "
+            f"others (first: {extra[:1]}); please report it"
+        )
+    return len(nodes)
+
+
+def _to_quantize(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> int:
+    """Linear nodes that must come out quantized."""
+    from bdq_passes import annotations
+
+    return sum(
+        all(f"{part}.weight" in weights for part in annotations.parts(node)) or annotations.tied(node) in weights
+        for node in annotations.with_role(model, annotations.LINEAR)
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a chain: onnx_ir wraps what a pass raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+def _text(model: ir.Model) -> str:
+    """Inputs, outputs and nodes of the main graph, a line each; weights by name and shape only."""
+    graph = model.graph
+    lines = [f"input {value}" for value in graph.inputs]
+    lines += [f"initializer {value.name}: {value.type}{value.shape}" for value in graph.initializers.values()]
+    lines += [str(node) for node in graph]
+    lines += [f"output {value}" for value in graph.outputs]
+    return "\n".join(lines) + "\n"
