@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from bdq_export.errors import InvalidInputError, MissingDependencyError
 from bdq_export.package.metadata import read_metadata
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 _FLOAT_MATMULS = ("MatMul", "Gemm", "FusedMatMul")
 
@@ -159,7 +160,7 @@ def _node_precisions(graph: GraphProto) -> Iterator[tuple[Any, ...]]:
         elif node.op_type in _FLOAT_MATMULS and len(node.input) > 1:
             source = producers.get(node.input[1])
             if node.input[1] in weights:
-                bits = 8 * _element_bytes(weights[node.input[1]])
+                bits = _element_bits(weights[node.input[1]])
                 yield node.op_type, bits, 0, True, f"w{bits}a{bits}", "float weights and activations"
             elif source is not None and source.op_type == "DequantizeLinear" and source.input[0] in weights:
                 yield _dequantized(node, source, weights, producers)
@@ -180,7 +181,7 @@ def _matmul_nbits(node: NodeProto) -> tuple[Any, ...]:
 def _dequantized(
     node: NodeProto, source: NodeProto, weights: dict[str, Any], producers: dict[str, Any]
 ) -> tuple[Any, ...]:
-    bits = int(8 * _element_bytes(weights[source.input[0]]))
+    bits = _element_bits(weights[source.input[0]])
     block = next((a.i for a in source.attribute if a.name == "block_size"), 0)
     symmetric = len(source.input) < 3 or not source.input[2]
     before = producers.get(node.input[0])
@@ -197,11 +198,8 @@ def _dequantized(
     return op, bits, block, symmetric, f"w{bits}a16", "ONNX Runtime may fuse it to MatMulNBits with int8 activations"
 
 
-def _element_bytes(tensor: Any) -> float:
-    elements = 1
-    for dimension in tensor.dims:
-        elements *= dimension
-    return tensor_bytes(tensor) / max(1, elements)
+def _element_bits(tensor: TensorProto) -> int:
+    return 8 * tensor_bytes(tensor) // max(1, math.prod(tensor.dims))
 
 
 def _derived_scheme(precisions: tuple[Precision, ...]) -> str:
