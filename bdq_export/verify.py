@@ -82,7 +82,7 @@ def default_min_top1(scheme: QuantScheme) -> float:
 
     It tells a broken export from an honest one, not a good scheme from a better. Agreement is lowest where a model is
     small and its text improbable; on SmolLM2-135M and text sampled from it at temperature 1, plain rounding in blocks
-    of 32 agrees on 97 % at 8 bits, 85 % with 8-bit activations for each token, 51 to 55 % at 4 bits with a 4-bit or 8-bit
+    of 32 agrees on 97 % at 8 bits, 85 % with 8-bit activations for each token, 51 to 55 % at 4 bits with a 4- or 8-bit
     head, and 0.4 % at 2 bits, which nobody can use. A wrong graph or wrongly packed weights agree on about nothing.
 
     | weight bits | 16 | 8 | 4 | 3 | 2 |

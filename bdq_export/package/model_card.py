@@ -14,6 +14,7 @@ from bdq_export.report.report import ExportReport
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENSE_LINE = re.compile(r"^(license|license_name|license_link):[ \t]*['\"]?([^'\"\n#]+?)['\"]?[ \t]*$", re.M)
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.S)
+_LOGITS_TO_KEEP = "logits_to_keep"
 _README_LIMIT = 1 << 20
 
 
@@ -53,7 +54,8 @@ def model_card(
         block="one scale per output channel" if block is None else f"blocks of {block}",
         calibration=_calibration(report.options),
         run_path="." if onnx_name == "model.onnx" else onnx_name,
-        inputs=[name for name in inputs if not name.startswith("past_key_values.")],
+        inputs=[name for name in inputs if not name.startswith(("past_key_values.", _LOGITS_TO_KEEP))],
+        counts_logits=_LOGITS_TO_KEEP in inputs,
     )
     return text.encode()
 

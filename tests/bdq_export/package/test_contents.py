@@ -16,6 +16,7 @@ from bdq_export.options import ExportOptions
 from bdq_export.package.contents import write_documents, write_side_files
 from bdq_export.package.layout import resolve_layout
 from bdq_export.package.metadata import ModelMetadata, read_metadata
+from bdq_export.package.model_card import model_card
 from bdq_export.package.side_files import clean_tokenizer_config, side_files
 from bdq_export.package.writer import staged_output
 from bdq_export.progress import StageCost
@@ -116,6 +117,16 @@ def test_model_card(tmp_path: Path, toy_checkpoint: Checkpoint, model: Any) -> N
     for text in ("# Tiny <Llama>, w4a16, ONNX", "5.20 bits per weight", "10.500", "bdq run out.onnx", "mind the gap"):
         assert text in card
     assert "\n\n\n" not in card
+
+
+def test_card_names_the_inputs() -> None:
+    plain = model_card(report(), "out.onnx", INPUTS, {}, {}).decode()
+    assert "inputs `input_ids`, `attention_mask` and `past_key_values.N.key|value`" in plain
+    assert "logits_to_keep" not in plain
+    counting = model_card(report(), "model.onnx", [*INPUTS, "logits_to_keep"], {}, {}).decode()
+    assert "inputs `input_ids`, `attention_mask` and `past_key_values.N.key|value`" in counting
+    assert "optional input `logits_to_keep`" in counting
+    assert "bdq run . --chat" in counting
 
 
 def test_card_without_what_is_not_known(tmp_path: Path, toy_checkpoint: Checkpoint, model: Any) -> None:
