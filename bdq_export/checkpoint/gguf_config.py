@@ -34,8 +34,9 @@ def make_config(gguf: GgufFile, family: GgufFamily, name: str) -> dict[str, Any]
         UnsupportedModelError: a variant of the family that the conversion would get wrong.
     """
     metadata = gguf.metadata
+    refused = tuple(f"{name}.{prefix}" for prefix in _CHANGES_THE_MODEL)
     for key, value in metadata.items():
-        if key.startswith(tuple(f"{name}.{prefix}" for prefix in _CHANGES_THE_MODEL)) and value not in (0, "none"):
+        if key.startswith(refused) and not (isinstance(value, int | str) and value in (0, "none")):
             raise UnsupportedModelError(
                 f"{gguf.path.name} has {key}, which the conversion does not support; give the safetensors folder"
             )
@@ -69,7 +70,7 @@ def make_generation_config(gguf: GgufFile) -> dict[str, Any]:
     """generation_config.json: the special tokens; an end of turn ends the generation too."""
     config: dict[str, Any] = dict(special_token_ids(gguf))
     end_of_turn = gguf.metadata.get("tokenizer.ggml.eot_token_id")
-    if end_of_turn is not None and end_of_turn != config.get("eos_token_id"):
+    if type(end_of_turn) is int and end_of_turn != config.get("eos_token_id"):
         config["eos_token_id"] = [config.get("eos_token_id"), end_of_turn]
     return config
 
@@ -77,7 +78,7 @@ def make_generation_config(gguf: GgufFile) -> dict[str, Any]:
 def special_token_ids(gguf: GgufFile) -> dict[str, int]:
     """`bos_token_id`, `eos_token_id` and `pad_token_id`, those that the file has."""
     found = {key: gguf.metadata.get(f"tokenizer.ggml.{old}_token_id") for key, old in _SPECIAL_TOKENS.items()}
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in found.items() if type(value) is int}
 
 
 def _sliding_window(gguf: GgufFile, name: str, pattern: int, layers: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from bdq_export.checkpoint.gguf_config import special_token_ids
@@ -85,7 +86,7 @@ def _vocabulary(gguf: GgufFile) -> tuple[list[str], list[int]]:
     """Tokens and their types, in order of id."""
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     kinds = gguf.metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or kinds is None or len(kinds) != len(tokens):
+    if not isinstance(tokens, list) or not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
         raise InvalidInputError(
             f"{gguf.path.name} has no tokenizer.ggml.tokens with their token_type; it has no tokenizer"
         )
@@ -126,7 +127,7 @@ def _byte_level(gguf: GgufFile, tokens: list[str]) -> Tokenizer:
 
 def _sentencepiece(gguf: GgufFile, tokens: list[str], kinds: list[int]) -> Tokenizer:
     scores = gguf.metadata.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
+    if not isinstance(scores, np.ndarray) or len(scores) != len(tokens):
         raise InvalidInputError(f"{gguf.path.name} has no tokenizer.ggml.scores for its {len(tokens)} tokens")
     # The converter wrote the runs of spaces among the user-defined pieces as plain spaces.
     pieces = [

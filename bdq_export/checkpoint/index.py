@@ -45,10 +45,11 @@ def _sharded(directory: Path) -> dict[Path, dict[str, TensorEntry]]:
         shards.setdefault(plain_file_name(name, INDEX_NAME), set()).add(tensor)
     if len(shards) > MAX_SHARDS:
         raise InvalidInputError(f"{INDEX_NAME} names {len(shards)} files; at most {MAX_SHARDS} are read")
+    others = sorted(name for name in shards if not name.endswith(".safetensors"))
+    if others:
+        raise InvalidInputError(f"{INDEX_NAME} names {others[0]!r}; only .safetensors files are read")
     files = {}
     for name in sorted(shards):
-        if not name.endswith(".safetensors"):
-            raise InvalidInputError(f"{INDEX_NAME} names {name!r}; only .safetensors files are read")
         path = regular_file(directory, name)
         files[path] = read_header(path)
         _check_agreement(name, mapped=shards[name], stored=set(files[path]))

@@ -1,0 +1,107 @@
+"""Pre-flight checks: a documented estimate, refusals that name both sizes, OUT kept apart from the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from bdq_export import preflight
+from bdq_export.errors import InvalidInputError, ResourceError
+from bdq_export.options import ExportOptions
+from bdq_export.preflight import check_resources, check_separate, estimate
+from bdq_models import Dimensions
+
+SMOLLM2 = Dimensions(576, 30, 9, 3, 64, 1536, 49152, True, 64, 8192, None)
+PARAMETERS = 134_515_008
+PLAIN = ExportOptions(transform="none", weights="rtn", calib_samples=32, calib_seq_len=512)
+
+
+def test_formula():
+    embedding = 49152 * 576
+    plain = estimate(SMOLLM2, PARAMETERS, PLAIN)
+    assert plain.memory_bytes == 700_000_000 + 9 * PARAMETERS + 8 * 512 * 49152
+    gptq = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, weights="gptq"))
+    assert gptq.memory_bytes - plain.memory_bytes == 12 * 32 * 512 * 576 + 48 * 1536**2
+    folded = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, transform="auto"))
+    assert folded.memory_bytes - plain.memory_bytes == 4 * PARAMETERS + 4 * embedding + 12 * 32 * 512 * 576
+    assert plain.disk_bytes == 4 * PARAMETERS + 6 * embedding + PARAMETERS // 2 + PARAMETERS // 8 + 64_000_000
+
+
+def test_more_bits_need_more_disk():
+    sizes = [
+        estimate(SMOLLM2, PARAMETERS, replace(PLAIN, scheme=scheme)).disk_bytes
+        for scheme in ("w2a16", "w4a16", "w8a16")
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.fixture
+def checkpoint():
+    return SimpleNamespace(dimensions=SMOLLM2, parameters=PARAMETERS)
+
+
+def set_free(monkeypatch, memory, disk):
+    monkeypatch.setattr(preflight, "available_memory", lambda: memory)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+
+
+def test_enough(checkpoint, tmp_path, monkeypatch):
+    need = estimate(SMOLLM2, PARAMETERS, PLAIN)
+    set_free(monkeypatch, need.memory_bytes, need.disk_bytes)
+    assert check_resources(checkpoint, tmp_path / "new" / "out.onnx", PLAIN) == need
+    set_free(monkeypatch, None, need.disk_bytes)
+    check_resources(checkpoint, tmp_path / "out.onnx", PLAIN)
+
+
+def test_not_enough_memory(checkpoint, tmp_path, monkeypatch):
+    set_free(monkeypatch, estimate(SMOLLM2, PARAMETERS, PLAIN).memory_bytes - 1, 1 << 50)
+    with pytest.raises(ResourceError, match=r"needs about 2\.1 GB of memory but 2\.1 GB are available"):
+        check_resources(checkpoint, tmp_path / "out.onnx", PLAIN)
+
+
+def test_not_enough_disk(checkpoint, tmp_path, monkeypatch):
+    set_free(monkeypatch, None, 100_000_000)
+    with pytest.raises(ResourceError, match=r"on the disk of .* but 0\.1 GB are free"):
+        check_resources(checkpoint, tmp_path / "out.onnx", PLAIN)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("model/out.onnx", "inside the model folder"),
+        ("model", "inside the model folder"),
+        ("model/sub", "inside the model folder"),
+        ("model/sub/deep/out.onnx", "inside the model folder"),
+        ("link/out.onnx", "inside the model folder"),
+        (".", "holds the model"),
+    ],
+)
+def test_out_and_model_mixed(tmp_path, monkeypatch, out, words):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=words):
+        check_separate(tmp_path / "model", tmp_path / out)
+
+
+@pytest.mark.parametrize("out", ["out.onnx", "out", "model2/out.onnx", "model.onnx"])
+def test_out_and_model_apart(tmp_path, out):
+    (tmp_path / "model").mkdir()
+    check_separate(tmp_path / "model", tmp_path / out)
+
+
+def test_cgroup(tmp_path):
+    assert preflight._cgroup_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 50\n")
+    assert preflight._cgroup_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert preflight._cgroup_memory(tmp_path) == 750
+
+
+def test_available_memory():
+    assert preflight.available_memory() > 1 << 20
