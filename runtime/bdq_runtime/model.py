@@ -107,13 +107,26 @@ class LanguageModel:
         self._cache.bind(self.length, total)
         self._bind_tokens(ids, total, all_logits)
         # A graph without `logits_to_keep` computes the logits of every position.
-        logits = self._logits_buffer(ids.shape[1] if all_logits or not self._keeps else 1)
-        self._io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-        self.session.run_with_iobinding(self._io)
+        rows = self._run(ids.shape[1] if all_logits or not self._keeps else 1)
         self._cache.collect(total)
         self.length = total
-        rows: Array = logits[0]
         return rows if all_logits else rows[-1:]
+
+    def _run(self, rows: int) -> Array:
+        """Run what is bound; `[rows, vocab]` logits."""
+        logits: Array
+        if rows != 1 and self._outputs["logits"].shape[1] == 1:
+            # Declared is the length by default. ONNX Runtime refuses a buffer of another length, but allocates one.
+            self._logits = self._row
+            self._io.bind_output("logits", "cpu")
+            self.session.run_with_iobinding(self._io)
+            logits = self._io.get_outputs()[-1].numpy()  # bound after those of the cache
+        else:
+            logits = self._logits_buffer(rows)
+            self._io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+            self.session.run_with_iobinding(self._io)
+        found: Array = logits[0]
+        return found
 
     def _checked(self, tokens: Sequence[int] | Array) -> Array:
         if len(tokens) == 1:  # the decode step: nothing is allocated

@@ -165,7 +165,9 @@ class DecoderBuilder:
 
     def outputs(self) -> Iterator[Any]:
         """Keys before values, as onnxruntime-genai orders them: the loop must go by name."""
-        yield helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "rows", VOCAB])
+        # one row by default, as keep-last-logits declares it: onnxruntime-genai reads that length
+        rows = 1 if self.keep else "rows"
+        yield helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, rows, VOCAB])
         for name in ("key", "value"):
             for i in range(LAYERS):
                 shape = [1, KV_HEADS, "present", HEAD_DIM]
