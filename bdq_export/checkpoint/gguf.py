@@ -65,13 +65,18 @@ def convert_once(gguf: Path, work_dir: Path) -> Path:
     Raises:
         InvalidInputError: see `convert_gguf`.
     """
-    with gguf.open("rb") as file:
-        digest = hashlib.sha256(f"{gguf.stat().st_size}".encode())
-        digest.update(file.read(1 << 24))
+    if not gguf.is_file():
+        raise InvalidInputError(f"{gguf} is no regular file; expected a .gguf file")
+    try:
+        with gguf.open("rb") as file:
+            digest = hashlib.sha256(f"{gguf.stat().st_size}".encode())
+            digest.update(file.read(1 << 24))
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{gguf} cannot be converted into {work_dir}: {error.strerror}") from None
     directory = work_dir / f"{gguf.stem}-{digest.hexdigest()[:12]}"
     if directory.is_dir():
         return directory
-    work_dir.mkdir(parents=True, exist_ok=True)
     return convert_gguf(gguf, directory)
 
 

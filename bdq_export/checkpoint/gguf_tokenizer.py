@@ -18,7 +18,7 @@ from bdq_export.checkpoint.gguf_config import special_token_ids
 from bdq_export.checkpoint.gguf_file import GgufFile
 from bdq_export.errors import InvalidInputError, UnsupportedModelError
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _SPACE = "▁"
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

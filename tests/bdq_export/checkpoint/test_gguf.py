@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import gguf
 import numpy as np
 import pytest
@@ -224,6 +226,15 @@ def test_unknown_tensor(tiny, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="rope_freqss"):
         convert_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_regular_file(tmp_path):
+    (tmp_path / "d.gguf").mkdir()
+    os.mkfifo(tmp_path / "f.gguf")
+    for name in ("d.gguf", "f.gguf"):
+        with pytest.raises(InvalidInputError, match="no regular file"):
+            open_checkpoint(tmp_path / name, work_dir=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_existing_folder_is_kept(tiny, tmp_path):
