@@ -182,9 +182,7 @@ class RichProgress(_RecordingProgress):
         if self._open == 0:
             self._bars.start()
         self._open += 1
-        return _RichView(
-            self, self._bars, name, self._bars.add_task("  " * (self._open - 1) + name, total=total)
-        )
+        return _RichView(self, self._bars, name, self._bars.add_task("  " * (self._open - 1) + name, total=total))
 
     def closed(self) -> None:
         """Take the live display down when the outermost stage has ended."""
