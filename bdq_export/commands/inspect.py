@@ -199,7 +199,8 @@ def _dequantized(
 
 
 def _element_bits(tensor: TensorProto) -> int:
-    return 8 * tensor_bytes(tensor) // max(1, math.prod(tensor.dims))
+    elements: int = math.prod(tensor.dims)
+    return 8 * tensor_bytes(tensor) // max(1, elements)
 
 
 def _derived_scheme(precisions: tuple[Precision, ...]) -> str:
