@@ -118,8 +118,8 @@ def open_checkpoint(path: Path | str, work_dir: Path | None = None) -> Checkpoin
 def _locate(path: Path | str, work_dir: Path | None) -> Path:
     """The local folder for what the user gave."""
     local = Path(path)
-    if is_hub_id(str(path)) and not local.exists():
-        return download(str(path))
+    if is_hub_id(local.as_posix()) and not local.exists():
+        return download(local.as_posix())
     if local.is_symlink() and not local.exists():
         raise InvalidInputError(f"{local} is a dangling symlink; expected a model folder")
     if not local.exists():
