@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,20 +18,21 @@ from bdq_runtime.packing import QuantSpec
 
 @dataclass(frozen=True)
 class SplitMixedLinearsPass(GraphPass):
-    """Split each linear whose parts do not all have the same spec into one linear a part.
+    """Split each linear whose parts do not all have the same spec; neighbours of one spec stay together.
 
         MatMul(x, W [K, N1 + N2])  {bdq.parts: a,b}
         ->
         Concat(MatMul(x, W1) {bdq.parts: a}, MatMul(x, W2) {bdq.parts: b}, axis=-1)
 
-    The new nodes and weights are named by their logical path. Weights are views of the packed one. The number of
-    linears that the graph carries is corrected.
+    The new nodes and weights are named by their logical paths (`layers.0.k_proj+v_proj` for neighbours). Weights are
+    views of the packed one. The number of linears that the graph carries is corrected.
 
     Requires ANNOTATED, ensures ANNOTATED. A second run changes nothing.
 
     Attributes:
         specs: by canonical name, `<logical path>.weight`; float where absent.
-        columns: output columns of each part of a linear that is split, by canonical name.
+        columns: output columns of parts, by canonical name; those of one group of neighbours may be left out, since
+            they are what remains.
     """
 
     name: ClassVar[str] = "split-mixed-linears"
@@ -57,22 +59,30 @@ class SplitMixedLinearsPass(GraphPass):
             note.set_linear_count(model, len(list(note.with_role(model, note.LINEAR))))
         return ir.passes.PassResult(model, modified=bool(mixed))
 
+    def _groups(self, node: ir.Node, total: int) -> list[tuple[tuple[str, ...], int]]:
+        """Neighbouring parts of one spec, with the columns that they have together."""
+        by_spec = itertools.groupby(note.parts(node), key=lambda part: self.specs.get(f"{part}.weight"))
+        groups = [tuple(parts) for _, parts in by_spec]
+        known = [[self.columns.get(f"{part}.weight") for part in parts] for parts in groups]
+        widths = [None if None in found else sum(filter(None, found)) for found in known]
+        if widths.count(None) == 1:
+            widths[widths.index(None)] = total - sum(filter(None, widths))
+        exact = [width for width in widths if width is not None and width > 0]
+        if len(exact) != len(groups) or sum(exact) != total:
+            raise ValueError(f"node {node.name}: parts {groups} have {widths} columns, expected {total} in all")
+        return list(zip(groups, exact, strict=True))
+
     def _split(self, model: ir.Model, node: ir.Node) -> None:
         value = weight_value(node)
         packed = array_of(value)
-        parts = note.parts(node)
-        widths = [self.columns.get(f"{part}.weight", 0) for part in parts]
-        if 0 in widths or sum(widths) != packed.shape[1]:
-            raise ValueError(
-                f"node {node.name}: parts {parts} have {widths} columns, expected {packed.shape[1]} in all"
-            )
         pieces = []
         start = 0
-        for part, width in zip(parts, widths, strict=True):
-            weight = initializer(model, f"{part}.weight", packed[:, start : start + width])
-            piece = ir.node("MatMul", [required_input(node, 0), weight], name=part)
-            piece.outputs[0].name, piece.outputs[0].type = f"{part}/output", node.outputs[0].type
-            note.set_parts(piece, (part,))
+        for parts, width in self._groups(node, packed.shape[1]):
+            name = "+".join([parts[0], *(part.rpartition(".")[2] for part in parts[1:])])
+            weight = initializer(model, f"{name}.weight", packed[:, start : start + width])
+            piece = ir.node("MatMul", [required_input(node, 0), weight], name=name)
+            piece.outputs[0].name, piece.outputs[0].type = f"{name}/output", node.outputs[0].type
+            note.set_parts(piece, parts)
             note.set_role(piece, note.LINEAR)
             pieces.append(piece)
             start += width

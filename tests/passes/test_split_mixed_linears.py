@@ -61,8 +61,28 @@ def test_second_run_changes_nothing(tiny: Any) -> None:
     assert not SplitMixedLinearsPass({"a.weight": FOUR}, COLUMNS)(model).modified
 
 
-def test_columns_that_do_not_add_up_are_an_error(tiny: Any) -> None:
+def test_columns_of_one_group_may_be_left_out(tiny: Any, run: Any, ids: Any) -> None:
+    expected = run(tiny().model, {"input_ids": ids})
     model = tiny().model
     AnnotateLinearsPass(expected=3)(model)
-    with pytest.raises(ValueError, match=r"node ab: parts .* have \[24, 8\] columns, expected 40 in all"):
-        SplitMixedLinearsPass({"a.weight": FOUR}, {"a.weight": 24, "b.weight": 8})(model)
+    SplitMixedLinearsPass({"b.weight": FOUR}, {"b.weight": 16})(model)
+    np.testing.assert_array_equal(run(model, {"input_ids": ids}), expected)
+
+
+def test_neighbours_of_one_spec_stay_together(tiny: Any, run: Any, ids: Any) -> None:
+    expected = run(tiny().model, {"input_ids": ids})
+    model = tiny().model
+    AnnotateLinearsPass(expected=3)(model)
+    packed = next(node for node in model.graph if node.name == "ab")
+    note.set_parts(packed, ("x.a", "x.b", "x.c"))
+    SplitMixedLinearsPass({"x.a.weight": FOUR}, {"x.a.weight": 24})(model)
+    assert [node.name for node in note.with_role(model, note.LINEAR)] == ["x.a", "x.b+c", "c", "lm_head"]
+    np.testing.assert_array_equal(run(model, {"input_ids": ids}), expected)
+
+
+@pytest.mark.parametrize("columns", [{"a.weight": 24, "b.weight": 8}, {"a.weight": 40}, {}])
+def test_columns_that_do_not_add_up_are_an_error(tiny: Any, columns: dict[str, int]) -> None:
+    model = tiny().model
+    AnnotateLinearsPass(expected=3)(model)
+    with pytest.raises(ValueError, match=r"node ab: parts .* columns, expected 40 in all"):
+        SplitMixedLinearsPass({"a.weight": FOUR}, columns)(model)
