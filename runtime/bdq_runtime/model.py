@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class LanguageModel:
         self._token = np.zeros((1, 1), np.int64)
         self._keep = np.zeros((), np.int64)
         self._constants: dict[str, Array] = {}
+        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._grow_constants(256)
         dtype = numpy_type(self._outputs["logits"].type)
         self._row = self._logits = aligned((1, 1, self.vocab_size), dtype)
@@ -119,40 +120,52 @@ class LanguageModel:
             # Declared is the length by default. ONNX Runtime refuses a buffer of another length, but allocates one.
             self._logits = self._row
             self._io.bind_output("logits", "cpu")
+            self._bound.pop("logits", None)
             self.session.run_with_iobinding(self._io)
             logits = self._io.get_outputs()[-1].numpy()  # bound after those of the cache
         else:
             logits = self._logits_buffer(rows)
-            self._io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+            self._bind(self._io.bind_output, "logits", logits)
             self.session.run_with_iobinding(self._io)
         found: Array = logits[0]
         return found
 
     def _checked(self, tokens: Sequence[int] | Array) -> Array:
+        if len(tokens) == 0:
+            raise ValueError("no tokens to feed, expected at least one")
         if len(tokens) == 1:  # the decode step: nothing is allocated
-            self._token[0, 0] = tokens[0]
-            ids = self._token
+            least = most = int(tokens[0])
         else:
             ids = np.ascontiguousarray(tokens, np.int64).reshape(1, -1)
-        if ids.size == 0:
-            raise ValueError("no tokens to feed, expected at least one")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
+            least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= self.vocab_size:
+            wrong = least if least < 0 else most
             raise ValueError(f"token {wrong} is not one of the model's {self.vocab_size}; is the tokenizer another's?")
+        if len(tokens) == 1:
+            self._token[0, 0] = least
+            return self._token
         return ids
 
     def _bind_tokens(self, ids: Array, total: int, all_logits: bool) -> None:
-        # By address: the memory is held by this object (or, for `ids`, by the caller) until the run is over.
         if total > self._constants["attention_mask"].shape[1]:
             self._grow_constants(2 * total)
-        values = {"input_ids": ids, "attention_mask": self._constants["attention_mask"][:, :total]}
-        values["position_ids"] = self._constants["position_ids"][:, self.length : total]
+        self._bind(self._io.bind_input, "input_ids", ids)
+        if "attention_mask" in self._inputs:
+            self._bind(self._io.bind_input, "attention_mask", self._constants["attention_mask"][:, :total])
+        if "position_ids" in self._inputs:
+            positions = self._constants["position_ids"][:, self.length : total]
+            self._bind(self._io.bind_input, "position_ids", positions)
         if self._keeps:
             self._keep[...] = 0 if all_logits else 1
-            self._io.bind_input(_KEEP, "cpu", 0, np.int64, (), self._keep.ctypes.data)
-        for name, value in values.items():
-            if name in self._inputs:
-                self._io.bind_input(name, "cpu", 0, np.int64, value.shape, value.ctypes.data)
+            self._bind(self._io.bind_input, _KEEP, self._keep)
+
+    def _bind(self, bind: Callable[..., None], name: str, value: Array) -> None:
+        # By address: the memory is held by this object (or, for a prompt, by the caller) until the run is over.
+        # A binding stays until it changes; a decode step then binds the mask and the position only.
+        place = (value.ctypes.data, value.shape)
+        if self._bound.get(name) != place:
+            bind(name, "cpu", 0, value.dtype, value.shape, place[0])
+            self._bound[name] = place
 
     def _grow_constants(self, size: int) -> None:
         self._constants["attention_mask"] = np.ones((1, size), np.int64)
