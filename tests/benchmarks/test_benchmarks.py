@@ -1,0 +1,57 @@
+"""The comparison scripts: turns, ratios, and what they measure of a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def load(name: str) -> ModuleType:
+    file = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+    compare_genai = load("compare_genai")
+    calls: list[str] = []
+
+    def contender(name: str, seconds: list[float]) -> object:
+        def run() -> tuple[float, list[float]]:
+            calls.append(name)
+            value = seconds[calls.count(name) - 1]
+            return value, [value / 10] * 3
+
+        return run
+
+    speeds = compare_genai.compare({"a": contender("a", [9, 1, 2, 4]), "b": contender("b", [9, 4, 4, 4])}, 8, 3)
+    assert calls == ["a", "b"] * 4
+    assert (speeds["a"].prefill, speeds["a"].prefill_best) == (4.0, 8.0)
+    assert speeds["a"].decode == pytest.approx(5.0)
+    assert compare_genai.ratios(speeds, "b")["a"] == pytest.approx(
+        {"prefill": 2.0, "prefill_best": 4.0, "decode": 2.0, "decode_best": 4.0}
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="children's memory is not reported")
+def test_a_child_is_measured(tmp_path: Path) -> None:
+    export_cost = load("export_cost")
+    code = "import pathlib, sys; x = bytearray(150_000_000); x[::4096] = b'x' * len(x[::4096]);"
+    code += f"pathlib.Path({str(tmp_path)!r}, 'out').write_bytes(b'y' * 1000)"
+    cost = export_cost.run_child([sys.executable, "-c", code], tmp_path)
+    assert 150e6 < cost.peak_bytes < 2e9
+    assert cost.output_bytes == 1000
+    assert cost.wall_seconds > 0
+    with pytest.raises(RuntimeError, match=r"returned 3: .*broken"):
+        export_cost.run_child([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], tmp_path)
+    least = export_cost.smallest([cost, export_cost.Cost(1e-9, 9e9, 1, 10**9)])
+    assert least == export_cost.Cost(1e-9, cost.cpu_seconds, 1, 1000)
