@@ -12,7 +12,7 @@ from bdq_export.options import ExportOptions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from bdq_models import Architecture
+    from bdq_models import Architecture, Dimensions
     from bdq_passes import GraphPass
     from bdq_runtime.packing import QuantizedWeight
 
@@ -24,7 +24,7 @@ Dump = Callable[[str, "ir.Model"], None]
 def quantize_graph(
     model: ir.Model,
     architecture: Architecture,
-    layers: int,
+    dimensions: Dimensions,
     weights: Mapping[str, QuantizedWeight],
     ranges: Mapping[str, Range],
     options: ExportOptions,
@@ -35,7 +35,7 @@ def quantize_graph(
     Args:
         model: a float graph in the normal form of `bdq_export.builders`.
         architecture: its family.
-        layers: number of decoder layers.
+        dimensions: its sizes.
         weights: quantized weights by canonical name; linears without one stay float.
         ranges: static activation ranges by linear node name, for `--ops qdq` and `qlinear`.
         options: of the export.
@@ -46,13 +46,13 @@ def quantize_graph(
     """
     import onnx_ir as ir
 
-    count = _count_linears(model, architecture, layers)
-    for item in _prepare(architecture, weights, options, count):
-        _apply(item, model, dump)
+    count = _count_linears(model, architecture, dimensions.layers)
     try:
+        for item in _prepare(architecture, dimensions, weights, options, count):
+            _apply(item, model, dump)
         for item in _lower(model, weights, ranges, options):
             _apply(item, model, dump)
-    except ir.passes.PassError as error:
+    except (ir.passes.PassError, ValueError) as error:
         raise VerificationError(f"the graph could not be quantized: {_cause(error)}") from error
 
 
@@ -76,7 +76,11 @@ def dump_to(folder: Path) -> Dump:
 
 
 def _prepare(
-    architecture: Architecture, weights: Mapping[str, QuantizedWeight], options: ExportOptions, count: int
+    architecture: Architecture,
+    dimensions: Dimensions,
+    weights: Mapping[str, QuantizedWeight],
+    options: ExportOptions,
+    count: int,
 ) -> Sequence[GraphPass]:
     from bdq_passes import AnnotateLinearsPass, KeepLastLogitsPass, RefusePaddingPass, SplitMixedLinearsPass
 
@@ -87,7 +91,11 @@ def _prepare(
         RefusePaddingPass(),
         SplitMixedLinearsPass(
             specs={name: weight.spec for name, weight in weights.items()},
-            columns={name: weight.codes.shape[0] for name, weight in weights.items()},
+            columns={
+                f"{architecture.layer_path(layer, path)}.weight": dimensions.output_size(path)
+                for layer in range(dimensions.layers)
+                for path in architecture.linears
+            },
         ),
     ]
     return passes

@@ -189,7 +189,7 @@ def _quantize(
     quantize_graph(
         graph,
         checkpoint.architecture,
-        checkpoint.dimensions.layers,
+        checkpoint.dimensions,
         calibration.quantized,
         calibration.activation_ranges,
         options,
