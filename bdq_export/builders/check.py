@@ -95,9 +95,7 @@ def _torch_logits(torch_model: PreTrainedModel, tokens: npt.NDArray[np.int64], c
     return logits
 
 
-def _graph_logits(
-    graph: ir.Model, tokens: npt.NDArray[np.int64], prefill: int, count: int
-) -> npt.NDArray[np.float32]:
+def _graph_logits(graph: ir.Model, tokens: npt.NDArray[np.int64], prefill: int, count: int) -> npt.NDArray[np.float32]:
     """Logits of the last `count` positions: one prefill, then one run for each further token."""
     import onnxruntime as ort
 
@@ -106,9 +104,7 @@ def _graph_logits(
     weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in _feed_weights(copy).items()}
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        ir.to_proto(copy).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(ir.to_proto(copy).SerializeToString(), options, providers=["CPUExecutionProvider"])
     cache = _empty_cache(session)
     logits = []
     for start, end in [(0, prefill), *((position, position + 1) for position in range(prefill, tokens.shape[1]))]:

@@ -20,6 +20,7 @@ from bdq_export.builders.graph import remove_dead, set_scope
 from bdq_export.builders.normalize.names import lift_constants
 from bdq_export.builders.replicate import repeat_layers
 from bdq_export.builders.simplify import simplify
+from bdq_export.errors import UnsupportedModelError
 from bdq_models import Architecture, Dimensions
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def trace(checkpoint: ModelDescription, weights: Mapping[str, Tensor], layer_typ
         checkpoint: gives the config and the family.
         weights: canonical float32 weights; only those of the traced layers are looked at.
         layer_types: attention type of each layer.
+
+    Raises:
+        UnsupportedModelError: torch cannot trace the model's code, or its layers cannot be repeated.
     """
     from bdq_export.builders.tracing import TracedDecoder, replaced
     from bdq_export.float_model import load_float_model
@@ -96,18 +100,22 @@ def _export(decoder: Any, layers: int) -> ir.Model:
 
     leaves = [f"{layer}.{leaf}" for layer in range(layers) for leaf in ("key", "value")]
     fixed = ["input_ids", "sequence_lengths", "total_length", "cos", "sin"]
-    with torch.no_grad():
-        program = torch.onnx.export(
-            decoder,
-            decoder.example(),
-            dynamo=True,
-            optimize=False,  # it would fold transposed copies of the weights
-            verbose=False,
-            opset_version=23,
-            input_names=[*fixed, *(f"past_key_values.{leaf}" for leaf in leaves)],
-            output_names=["logits", *(f"present.{leaf}" for leaf in leaves)],
-            dynamic_shapes=decoder.dynamic_shapes(),
-        )
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                decoder,
+                decoder.example(),
+                dynamo=True,
+                optimize=False,  # it would fold transposed copies of the weights
+                verbose=False,
+                opset_version=23,
+                input_names=[*fixed, *(f"past_key_values.{leaf}" for leaf in leaves)],
+                output_names=["logits", *(f"present.{leaf}" for leaf in leaves)],
+                dynamic_shapes=decoder.dynamic_shapes(),
+            )
+    except RuntimeError as error:
+        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UnsupportedModelError(f"torch cannot trace this model: {type(error).__name__}: {cause}") from error
     assert program is not None, "dynamo export returns a program"
     return program.model
 

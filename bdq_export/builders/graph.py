@@ -20,7 +20,7 @@ def constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
 
 def initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer of the tensor's name."""
-    shape = ir.Shape(list(tensor.shape))
+    shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value

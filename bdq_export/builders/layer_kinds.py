@@ -16,7 +16,7 @@ def layer_types(config: PretrainedConfig) -> tuple[str, ...]:
     if listed:
         return tuple(listed)
     kind = SLIDING if getattr(config, "sliding_window", None) else FULL
-    return (kind,) * config.num_hidden_layers
+    return (kind,) * int(config.num_hidden_layers)
 
 
 def windows(config: PretrainedConfig) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def construct(config: Mapping[str, Any], architecture: Architecture, tied: bool)
             package = mobius.build(folder, dtype="f32", load_weights=False, execution_provider="cpu")
         except (ValueError, KeyError, AttributeError, TypeError, NotImplementedError, OSError) as error:
             detail = " ".join(str(error).replace(f"{folder}{os.sep}", "").split())
-            raise UnsupportedModelError(f"mobius-onnx cannot build this {architecture.name} config: {detail}") from error
+            raise UnsupportedModelError(f"mobius-onnx cannot build this {architecture.name} model: {detail}") from error
     model: ir.Model = package["model"]
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.onnxscript.name_scopes", "[]"))

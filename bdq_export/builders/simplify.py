@@ -1,6 +1,9 @@
 """Remove what tracing leaves between the operators that compute.
 
+Rules, in the order in which they are applied:
+
     Identity(x), Slice of everything           ->  x
+    SequenceAt(SplitToSequence(x, n), i)       ->  output i of Split(x)                n a constant
     RMSNormalization(Transpose(x))             ->  Transpose(RMSNormalization(x))      last axis untouched
     Transpose(Transpose(x))                    ->  x                                   if they cancel
     Reshape(Reshape(x, s), t)                  ->  Reshape(x, t)
@@ -13,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bdq_export.builders.graph import constant, operand, producer_of, replace_value, static_ints
+from bdq_export.builders.graph import constant, operand, producer_of, replace_value, scope_of, set_scope, static_ints
 
 _ALL = 1 << 31
 
@@ -23,6 +26,9 @@ def simplify(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Identity" or _takes_everything(node):
             replace_value(node.outputs[0], operand(node, 0))
+    for node in list(model.graph):
+        if node.op_type == "SplitToSequence":
+            _split_to_tensors(model, node)
     for node in list(model.graph):
         if node.op_type == "RMSNormalization":
             _norm_before_transpose(model, node)
@@ -43,6 +49,21 @@ def _takes_everything(node: ir.Node) -> bool:
     if starts is None or ends is None or steps is None:
         return False
     return not any(starts) and all(end >= _ALL for end in ends) and set(steps) == {1}
+
+
+def _split_to_tensors(model: ir.Model, node: ir.Node) -> None:
+    readers = node.outputs[0].consumers()
+    indices = [static_ints(reader.inputs[1]) if reader.op_type == "SequenceAt" else None for reader in readers]
+    known = [index[0] for index in indices if index is not None]
+    if static_ints(node.inputs[1]) is None or sorted(known) != list(range(len(readers))):
+        return
+    attributes = {"axis": node.attributes.get_int("axis", 0), "num_outputs": len(readers)}
+    split = ir.node("Split", [node.inputs[0]], attributes, num_outputs=len(readers))
+    set_scope(split, scope_of(node))
+    model.graph.insert_before(node, split)
+    for reader, index in zip(readers, known, strict=True):
+        split.outputs[index].shape, split.outputs[index].type = reader.outputs[0].shape, reader.outputs[0].type
+        replace_value(reader.outputs[0], split.outputs[index])
 
 
 def _norm_before_transpose(model: ir.Model, norm: ir.Node) -> None:

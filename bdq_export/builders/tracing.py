@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "bdq_group_query_attention"
 _ROPE = "apply_rotary_pos_emb"
-_BATCH, _SEQUENCE, _PAST = 2, 3, 5
-"""Example sizes: all different, so that torch does not take one for another."""
+_BATCH, _SEQUENCE = 2, 3
+"""Example sizes: different, so that torch does not take one for the other; not 1, which it would take for fixed."""
 
 Cache = list[tuple[Tensor, Tensor]]
 
@@ -69,12 +69,10 @@ class TracedDecoder(nn.Module):
         """The attention function of transformers' interface; query, key, value are `[batch, heads, sequence, dim]`."""
         layer = cast(int, module.layer_idx)
         batch, heads, sequence, size = query.shape
-        kv_heads = key.shape[1]
         past_key, past_value = self._past[layer]
-        cache_shape = (batch, kv_heads, past_key.shape[2] + sequence, size)
-        attributes: dict[str, int | float] = {
+        attributes: dict[str, Any] = {
             "num_heads": heads,
-            "kv_num_heads": kv_heads,
+            "kv_num_heads": key.shape[1],
             "scale": float(scaling if scaling is not None else size**-0.5),
             "do_rotary": 1,
             "rotary_interleaved": 0,
@@ -89,31 +87,25 @@ class TracedDecoder(nn.Module):
             (*flat, past_key, past_value, *self._inputs),
             attributes,
             dtypes=(query.dtype,) * 3,
-            shapes=((batch, sequence, heads * size), cache_shape, cache_shape),
+            shapes=((batch, sequence, heads * size), past_key.shape, past_value.shape),
             version=1,
         )
         self._present[layer] = (present_key, present_value)
         return output.reshape(batch, sequence, heads, size), None
 
     def example(self) -> tuple[Any, ...]:
-        """Arguments of `forward` to trace with."""
-        sizes = self._dimensions
-        cache = torch.zeros(_BATCH, sizes.kv_heads, _PAST, sizes.head_dim)
-        table = torch.zeros(sizes.context_length, sizes.rotary_dim // 2)
-        return (
-            torch.zeros(_BATCH, _SEQUENCE, dtype=torch.int64),
-            torch.zeros(_BATCH, dtype=torch.int32),
-            torch.zeros((), dtype=torch.int32),
-            table,
-            table.clone(),
-            [(cache.clone(), cache.clone()) for _ in range(sizes.layers)],
-        )
+        """Arguments of `forward` to trace with.
+
+        Everything but the tokens goes from an input to the attention operator and from there to an output; no shape
+        is computed from it. So stand-ins of fixed shape do, which spares torch a good part of its symbolic shapes.
+        """
+        tokens = torch.zeros(_BATCH, _SEQUENCE, dtype=torch.int64)
+        shared = [torch.zeros(1, dtype=torch.int32) for _ in range(2)] + [torch.zeros(1) for _ in range(2)]
+        return tokens, *shared, [(torch.zeros(1), torch.zeros(1)) for _ in range(self._dimensions.layers)]
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
         """The dimensions of `example` that vary."""
-        cache = {0: "batch", 2: "past"}
-        caches = [(cache, cache)] * self._dimensions.layers
-        return {0: "batch", 1: "sequence"}, {0: "batch"}, None, None, None, caches
+        return {0: "batch", 1: "sequence"}, None, None, None, None, [({}, {})] * self._dimensions.layers
 
 
 @contextmanager
@@ -156,7 +148,7 @@ def _traced_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
     epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
     result: Tensor = torch.onnx.ops.symbolic(
         "RMSNormalization",
-        (hidden, norm.weight),
+        (hidden, cast(Tensor, norm.weight)),
         {"axis": -1, "epsilon": float(cast(float, epsilon))},
         dtype=hidden.dtype,
         shape=hidden.shape,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class WeightSource:
         tensor = self._weights.get(name)
         if tensor is None:
             raise InvalidInputError(f"weight {name} is missing; the config asks for it")
-        array: npt.NDArray[Any] = tensor.detach().numpy()
+        array: npt.NDArray[np.float32] = tensor.detach().numpy()
         if array.dtype != np.float32:
             raise InvalidInputError(f"weight {name} is {array.dtype}, expected float32")
         self._taken.add(name)
@@ -66,7 +66,7 @@ class WeightSource:
         arrays = [self.array(f"{part}.weight") for part in parts]
         shape = ir.Shape((arrays[0].shape[1], sum(array.shape[0] for array in arrays)))
 
-        def packed() -> ir.Tensor:
+        def packed() -> ir.TensorProtocol:
             return ir.Tensor(np.concatenate(arrays).T, name=name)
 
         # Not cached: quantization reads the parts and never the packed float matrix, so it need not exist.

@@ -1,7 +1,7 @@
 """What all attention nodes share: sequence lengths from the mask, and the RoPE tables.
 
-    seqlens_k = Cast(ReduceSum(attention_mask, axis 1) - 1, int32)      [batch]
-    total     = Cast(Shape(attention_mask)[1], int32)                   scalar
+seqlens_k = Cast(ReduceSum(attention_mask, axis 1) - 1, int32)      [batch]
+total     = Cast(Shape(attention_mask)[1], int32)                   scalar
 """
 
 from __future__ import annotations

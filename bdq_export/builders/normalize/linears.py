@@ -70,22 +70,20 @@ def packed_name(parts: tuple[str, ...]) -> str:
 def _fold(model: ir.Model, node: ir.Node, modules: tuple[str, ...], source: WeightSource) -> None:
     architecture = source.architecture
     embedding, head = architecture.embedding, architecture.lm_head
-    if modules in ((embedding,), (head,)):
+    path = modules[0] if len(modules) == 1 else packed_name(modules)
+    parts = tuple(part for module in modules for part in logical_parts(architecture, module))
+    if path in (embedding, head):
         path, parts, weight = head, (head,), source.head_matrix()
         if source.tied:
             note.set_tied(node, f"{embedding}.weight")
     else:
-        parts = tuple(part for module in modules for part in logical_parts(architecture, module))
-        path = modules[0] if len(modules) == 1 else packed_name(modules)
         weight = source.matrix(path, parts)
     name_linear(model, node, path, parts, weight)
     for user in node.outputs[0].consumers():
         _fold_bias(model, user, node, path, parts, source)
 
 
-def name_linear(
-    model: ir.Model, node: ir.Node, path: str, parts: tuple[str, ...], weight: ir.TensorProtocol
-) -> None:
+def name_linear(model: ir.Model, node: ir.Node, path: str, parts: tuple[str, ...], weight: ir.TensorProtocol) -> None:
     """Give a MatMul its module path, its logical parts and its weight."""
     # The parameter of the same name and the other layout may be there still.
     model.graph.initializers.pop(str(weight.name), None)
@@ -168,7 +166,7 @@ def _read_packed(attention: ir.Node, value: ir.Value) -> None:
 
 
 def _sliced_value(values: Sequence[ir.Value | None]) -> ir.Value | None:
-    """The value that `values` are consecutive slices of, along the last axis and from its start; None if they are not."""
+    """The value that `values` are consecutive slices of, along the last of three axes; None if they are not."""
     slices = [producer_of(value, "Slice") for value in values]
     bounds = [None if node is None else [static_ints(value) for value in node.inputs[1:3]] for node in slices]
     first = slices[0]
@@ -180,5 +178,3 @@ def _sliced_value(values: Sequence[ir.Value | None]) -> ir.Value | None:
             return None
         end = bound[1]
     return first.inputs[0]
-
-

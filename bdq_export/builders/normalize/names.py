@@ -10,6 +10,7 @@ from bdq_export.builders.graph import has_final_name, initializer, replace_value
 from bdq_models import Dimensions
 from bdq_passes import annotations as note
 
+
 def lift_constants(model: ir.Model) -> None:
     """Turn Constant nodes into initializers, one for each distinct content."""
     known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}

@@ -1,5 +1,7 @@
 """Norms: gains by name, and the residual addition fused into the norm that reads it.
 
+The fusion:
+
     h = Add(residual, x); y = RMSNormalization(h, g)   ->   y, h = SkipSimplifiedLayerNormalization(residual, x, g)
 """
 
