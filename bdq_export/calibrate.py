@@ -1,0 +1,245 @@
+"""Calibration: from a float model to transforms, quantized weights and activation ranges.
+
+    tokens -> statistics -> candidates, measured -> fold the best -> GPTQ block by block -> measure -> keep or go back
+
+`--transform none --weights rtn` needs none of it and runs no calibration forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bdq_export.calibration.candidates import Statistics
+from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.ranges import Range, observe_ranges
+from bdq_export.calibration.selection import (
+    NONE,
+    Measured,
+    Transformed,
+    choose,
+    measure_rounded,
+    names_to_try,
+    transformed,
+)
+from bdq_export.calibration.site_flatness import activation_flatness, weight_flatness
+from bdq_export.calibration.text import calibration_tokens, sample_tokens
+from bdq_export.calibration.workspace import Workspace, round_ends
+from bdq_export.options import ExportOptions, parse_calib
+from bdq_export.progress import Progress
+from bdq_export.quantize.sequential import quantize_blocks
+from bdq_export.quantize.specs import end_specs, linear_specs
+from bdq_export.report.report import Candidate, SiteFlatness
+from bdq_export.transform import Transforms
+from bdq_runtime.packing import QuantizedWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bdq_export.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+_HELD_OUT_SHARE = 8
+"""One of so many calibration sequences is held out, at least two where there are four."""
+_UNCALIBRATED = (8, 64)
+"""Sequences and tokens that are sampled only to verify a model that needs no calibration."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationResult:
+    """What calibration found.
+
+    Attributes:
+        transform: name of the chosen candidate.
+        reason: why it was chosen.
+        transforms: what was folded.
+        weights: the folded canonical float weights.
+        quantized: canonical weight name -> quantized weight, embedding and lm_head included; the rest stays float.
+        activation_ranges: canonical path -> static range, for integer operators; else empty.
+        held_back: tokens `[samples, seq_len]` that nothing was fitted to.
+        candidates: the held-out loss of each transform tried (nats, rounded to nearest), and of the final weights.
+        loss: held-out loss of the chosen quantized weights, or None where nothing was measured.
+        activation_flatness: of every site's inputs.
+        weight_flatness: of every site's weights.
+        warnings: what may go wrong.
+    """
+
+    transform: str
+    reason: str
+    transforms: Transforms
+    weights: Mapping[str, Tensor]
+    quantized: Mapping[str, QuantizedWeight]
+    held_back: Tensor
+    activation_ranges: Mapping[str, Range] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    loss: float | None = None
+    activation_flatness: tuple[SiteFlatness, ...] = ()
+    weight_flatness: tuple[SiteFlatness, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    options: ExportOptions,
+    progress: Progress,
+) -> CalibrationResult:
+    """Find transforms and quantize all weights.
+
+    Args:
+        checkpoint: family, sizes and tokenizer.
+        model: the torch model over `weights`; computes with them again when this returns.
+        weights: canonical float weights; left as they are.
+        options: of the export.
+        progress: shows the stages.
+
+    Raises:
+        InvalidInputError: a calibration file that cannot be used.
+        UsageError: `keep` asks for different bits of tied weights.
+    """
+    end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
+    if options.weights == "rtn" and options.transform == NONE and options.ops == "matmulnbits":
+        return _uncalibrated(checkpoint, model, weights, options, progress)
+    tokens = calibration_tokens(
+        checkpoint,
+        model,
+        parse_calib(options.calib),
+        options.calib_samples,
+        options.calib_seq_len,
+        options.seed,
+        progress,
+    )
+    held = max(1, tokens.shape[0] // _HELD_OUT_SHARE)
+    space = Workspace(
+        model,
+        checkpoint.architecture,
+        checkpoint.dimensions,
+        weights,
+        tokens[:-held],
+        linear_specs(options),
+        progress,
+    )
+    # What chooses does not judge: the last sequences are left to the verification of the written file.
+    judged = tokens[-held:]
+    chooses, held_back = (judged, judged) if held < 2 else (judged[: held // 2], judged[held // 2 :])
+    try:
+        return _Calibration(space, options, HeldOutLoss(model, space.architecture.layers, chooses), held_back).run()
+    finally:
+        space.install(weights)
+
+
+def _uncalibrated(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    options: ExportOptions,
+    progress: Progress,
+) -> CalibrationResult:
+    architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
+    if options.calib == "self":
+        samples, length = _UNCALIBRATED
+        held_back = sample_tokens(model, samples, length, options.seed, progress)
+    else:
+        source = parse_calib(options.calib)
+        held_back = calibration_tokens(checkpoint, model, source, 2, options.calib_seq_len, options.seed, progress)
+    space = Workspace(model, architecture, dimensions, weights, held_back, linear_specs(options), progress)
+    with progress.stage("round weights"):
+        tied = f"{architecture.lm_head}.weight" not in weights
+        quantized = round_ends(weights, end_specs(options, architecture, dimensions, tied))
+        quantized.update(space.round_linears(weights, None))
+    return CalibrationResult(NONE, "no transform was asked for", Transforms(), weights, quantized, held_back)
+
+
+class _Calibration:
+    """One calibration with measured candidates."""
+
+    def __init__(self, space: Workspace, options: ExportOptions, loss: HeldOutLoss, held_back: Tensor) -> None:
+        self.space, self.options, self.loss, self.held_back = space, options, loss, held_back
+        self.measured: list[Measured] = []
+        self.warnings: list[str] = []
+        self.flatness: dict[str, float] = {}
+
+    def run(self) -> CalibrationResult:
+        names = names_to_try(self.options.transform, self.space.architecture.residual_rotation)
+        statistics: Statistics = self.space.statistics()
+        best, reason = self._select(names, statistics)
+        quantized, loss = self._quantize(best)
+        if self.options.transform == "auto" and best.name != NONE:
+            plain = transformed(self.space, NONE, statistics, self.options.seed)
+            after = dict(self.flatness)
+            other, other_loss = self._quantize(plain)
+            if other_loss < loss:
+                reason = f"{best.name} was better rounded to nearest, but with {self.options.weights} none is"
+                best, quantized, loss = plain, other, other_loss
+            else:
+                self.flatness = after
+        return self._result(best, reason, quantized, loss, statistics)
+
+    def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
+        if len(names) == 1:
+            only = transformed(self.space, names[0], statistics, self.options.seed)
+            return only, f"transform {only.name} was asked for"
+        with self.space.progress.stage("choose transform", total=len(names)) as stage:
+            for name in names:
+                candidate = transformed(self.space, name, statistics, self.options.seed)
+                measured, _ = measure_rounded(self.space, candidate, self.loss)
+                self.measured.append(measured)
+                logger.info("transform %s: held-out loss %.4f", name, measured.loss)
+                stage.advance()
+        name, reason = choose(self.measured, self.space.dimensions.tied)
+        return transformed(self.space, name, statistics, self.options.seed), reason
+
+    def _quantize(self, candidate: Transformed) -> tuple[dict[str, QuantizedWeight], float]:
+        """Quantize everything for good; the model computes with it afterwards."""
+        space, architecture = self.space, self.space.architecture
+        space.install(candidate.weights)
+        tied = f"{architecture.lm_head}.weight" not in candidate.weights
+        quantized = round_ends(candidate.weights, end_specs(self.options, architecture, space.dimensions, tied))
+        space.set_quantized(quantized)
+        if self.options.weights == "gptq":
+            done = quantize_blocks(
+                space.runner(), architecture, space.dimensions, candidate.weights, space.spec_of, space.progress
+            )
+            quantized.update(done.quantized)
+            self.flatness = done.flatness
+            self.warnings += [f"{name}: {reason}" for name, reason in done.fallbacks.items()]
+        else:
+            with space.progress.stage("round weights"):
+                rounded = space.round_linears(candidate.weights, candidate.energies)
+                space.set_quantized(rounded)
+                quantized.update(rounded)
+        return quantized, self.loss()
+
+    def _result(
+        self,
+        best: Transformed,
+        reason: str,
+        quantized: Mapping[str, QuantizedWeight],
+        loss: float,
+        statistics: Statistics,
+    ) -> CalibrationResult:
+        space = self.space
+        ranges: Mapping[str, Range] = {}
+        if self.options.ops != "matmulnbits":
+            ranges = observe_ranges(space.runner(), space.architecture, space.dimensions, space.progress)
+        candidates = [Candidate(each.name, each.loss, each.name == best.name) for each in self.measured]
+        return CalibrationResult(
+            transform=best.name,
+            reason=reason,
+            transforms=best.transforms,
+            weights=best.weights,
+            quantized=quantized,
+            held_back=self.held_back,
+            activation_ranges=ranges,
+            candidates=tuple(candidates),
+            loss=loss,
+            activation_flatness=activation_flatness(space, statistics, self.flatness),
+            weight_flatness=weight_flatness(space, best.weights),
+            warnings=tuple(self.warnings),
+        )

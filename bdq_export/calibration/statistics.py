@@ -1,0 +1,95 @@
+"""Statistics of the inputs of linear layers, summed up batch by batch in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdq_export.transform.flatness import flatness
+
+_FLATNESS_TOKENS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What the inputs `[tokens, K]` of a linear look like.
+
+    Attributes:
+        tokens: number of inputs seen.
+        energy: E[x²] of each channel, float64 `[K]`.
+        absmax: largest |x| of each channel, float32 `[K]`.
+        low: least value of all.
+        high: largest value of all.
+        flatness: of the first tokens' inputs as one matrix (see `bdq_export.transform.flatness`).
+        hessian: mean of x xᵀ, float32 `[K, K]`, if it was asked for.
+    """
+
+    tokens: int
+    energy: Tensor
+    absmax: Tensor
+    low: float
+    high: float
+    flatness: float
+    hessian: Tensor | None
+
+
+class InputObserver:
+    """Collects `InputStatistics` for the modules it is called with; an `Observer` of `BlockRunner.run`."""
+
+    def __init__(self, hessians: bool = False) -> None:
+        self._hessians = hessians
+        self._sums: dict[str, _Sums] = {}
+
+    def __call__(self, path: str, inputs: Tensor) -> None:
+        """Add `inputs` `[..., K]` of the module `path`."""
+        rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if path not in self._sums:
+            self._sums[path] = _Sums(rows, self._hessians)
+        self._sums[path].add(rows)
+
+    def statistics(self, path: str) -> InputStatistics:
+        """What was seen of `path`.
+
+        Raises:
+            LookupError: nothing was.
+        """
+        if path not in self._sums:
+            raise LookupError(f"no inputs of {path!r} were observed")
+        return self._sums[path].finish()
+
+    def paths(self) -> Iterable[str]:
+        """Modules that were observed, in the order of their first inputs."""
+        return self._sums.keys()
+
+
+class _Sums:
+    def __init__(self, first: Tensor, hessian: bool) -> None:
+        size = first.shape[1]
+        self.tokens = 0
+        self.square = torch.zeros(size, dtype=torch.float64)
+        self.absmax = torch.zeros(size)
+        self.low, self.high = float("inf"), float("-inf")
+        self.flatness = flatness(first[:_FLATNESS_TOKENS]) if bool(first[:_FLATNESS_TOKENS].any()) else 0.0
+        self.gram = torch.zeros(size, size) if hessian else None
+
+    def add(self, rows: Tensor) -> None:
+        self.tokens += rows.shape[0]
+        low, high = rows.amin(0), rows.amax(0)
+        self.absmax = torch.maximum(self.absmax, torch.maximum(-low, high))
+        self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
+        if self.gram is None:
+            self.square += rows.square().sum(0).double()
+            return
+        # float32 also under autocast: rounding to bfloat16 can make the matrix indefinite.
+        with torch.autocast("cpu", enabled=False):
+            self.gram.addmm_(rows.t(), rows)
+
+    def finish(self) -> InputStatistics:
+        square = self.square if self.gram is None else self.gram.diagonal().double()
+        hessian = None if self.gram is None else self.gram / self.tokens
+        return InputStatistics(
+            self.tokens, square / self.tokens, self.absmax, self.low, self.high, self.flatness, hessian
+        )

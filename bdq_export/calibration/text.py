@@ -1,0 +1,171 @@
+"""Calibration tokens: sampled from the model itself, or cut from the user's text.
+
+Text that the model writes needs no download and raises no question of licence, and it is spread over whatever the
+model was trained on. Half of the sequences start at the beginning-of-text token, half at a random word.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from bdq_export.calibration.kv_cache import preallocated_cache
+from bdq_export.calibration.precision import has_fast_bfloat16
+from bdq_export.errors import InvalidInputError
+from bdq_export.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 32 << 20
+"""How much of a calibration file is read: calibration uses a few hundred KiB, and tokenizing takes time."""
+LEAST_SEQUENCES = 2
+"""One to calibrate on, one to measure on."""
+PASSAGE = 256
+"""Longest piece that is sampled in one go."""
+_BATCH = 64
+
+
+class TokenizedModel(Protocol):
+    """What of a checkpoint calibration text needs."""
+
+    @property
+    def directory(self) -> Path:
+        """The folder with tokenizer.json."""
+
+
+def calibration_tokens(
+    checkpoint: TokenizedModel,
+    model: PreTrainedModel,
+    source: str | Path,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    progress: Progress,
+) -> Tensor:
+    """Token ids `[samples, seq_len]` int64; fewer rows where a file has fewer (never less than two).
+
+    Args:
+        checkpoint: gives the tokenizer.
+        model: the float model.
+        source: "self" to sample from the model, or the path of a UTF-8 text file.
+        samples: sequences.
+        seq_len: tokens of each.
+        seed: the same seed gives the same tokens on the same machine.
+        progress: shows how far it is.
+
+    Raises:
+        InvalidInputError: the file is missing, empty, not UTF-8 text or too short.
+    """
+    if source == "self":
+        return sample_tokens(model, samples, seq_len, seed, progress)
+    with progress.stage("calibration text"):
+        text = read_text(Path(source))
+        return cut_text(checkpoint, text, Path(source), samples, seq_len, seed)
+
+
+def read_text(path: Path) -> str:
+    """The beginning of a UTF-8 text file, at most `MAX_TEXT_BYTES`.
+
+    Raises:
+        InvalidInputError: the file cannot be read, is empty, or is not UTF-8 text.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidInputError(f"calibration file {path}: {reason}; give a UTF-8 text file or 'self'") from error
+    cut = len(data) > MAX_TEXT_BYTES
+    if not data.strip():
+        raise InvalidInputError(f"calibration file {path} is empty; expected UTF-8 text")
+    if b"\0" in data:
+        raise InvalidInputError(f"calibration file {path} has NUL bytes, it is binary; expected UTF-8 text")
+    try:
+        return data[:MAX_TEXT_BYTES].decode("utf-8", errors="ignore" if cut else "strict")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"calibration file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8"
+        ) from error
+
+
+def cut_text(checkpoint: TokenizedModel, text: str, path: Path, samples: int, seq_len: int, seed: int) -> Tensor:
+    """`samples` windows of `seq_len` tokens that do not overlap, drawn with `seed` from all over the text.
+
+    Raises:
+        InvalidInputError: fewer than `LEAST_SEQUENCES` windows.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
+    tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
+    windows = tokens.numel() // seq_len
+    if windows < LEAST_SEQUENCES:
+        raise InvalidInputError(
+            f"calibration file {path} has {tokens.numel()} tokens, expected at least {LEAST_SEQUENCES * seq_len} "
+            f"({LEAST_SEQUENCES} x {seq_len}); give a longer text or a smaller --calib-seq-len"
+        )
+    if windows < samples:
+        logger.warning("%s has text for %d of %d calibration sequences", path, windows, samples)
+    order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))[:samples]
+    return tokens[: windows * seq_len].view(windows, seq_len)[order].clone()
+
+
+@torch.inference_mode()
+def sample_tokens(model: PreTrainedModel, samples: int, seq_len: int, seed: int, progress: Progress) -> Tensor:
+    """Text that `model` writes at temperature 1: int64 `[samples, seq_len]`.
+
+    A sequence is made of passages of at most `PASSAGE` tokens, each with its own first token: one that goes wrong does
+    not spoil the rest, and many short passages side by side take less time than few long ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    passages = -(-seq_len // PASSAGE)
+    length = -(-seq_len // passages)
+    first = _first_tokens(model, samples * passages, generator)
+    with progress.stage("calibration text", total=first.numel() * length) as stage:
+        # Decoding reads all weights for each token: in bfloat16 that is half of the time.
+        writer = model
+        if has_fast_bfloat16():
+            writer = copy.deepcopy(model)
+            writer.bfloat16()
+        rows = [_write(writer, batch, length, generator, stage) for batch in torch.split(first, _BATCH)]
+    return torch.cat(rows).view(samples, passages * length)[:, :seq_len].contiguous()
+
+
+def _first_tokens(model: PreTrainedModel, count: int, generator: torch.Generator) -> Tensor:
+    """First tokens `[count, 1]`: the beginning of text and random words, alternating."""
+    start = model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_token_id
+    if isinstance(start, list):
+        start = start[0]
+    first = torch.randint(0, int(model.config.vocab_size), (count, 1), generator=generator)
+    if start is not None:
+        first[::2] = int(start)
+    return first
+
+
+def _write(model: PreTrainedModel, first: Tensor, length: int, generator: torch.Generator, stage: Stage) -> Tensor:
+    cache = preallocated_cache(model.config, length)
+    written = [first]
+    for _ in range(length - 1):
+        output = model(input_ids=written[-1], past_key_values=cache, use_cache=True)
+        written.append(_draw(output.logits[:, -1].float(), generator))
+        stage.advance(first.shape[0])
+    stage.advance(first.shape[0])
+    return torch.cat(written, 1)
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token `[batch, 1]` for each row of logits: the inverse of the cumulated chances at a random point.
+
+    Half the time of `torch.multinomial`, which draws a random number for each word of the vocabulary.
+    """
+    cumulated = logits.softmax(-1).cumsum(-1)
+    point = torch.rand(logits.shape[0], 1, generator=generator) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, point, right=True).clamp_(max=logits.shape[1] - 1)

@@ -1,0 +1,103 @@
+"""The torch model of a calibration, and which weights it computes with at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.candidates import Energies
+from bdq_export.calibration.sites import block_sites
+from bdq_export.calibration.statistics import InputObserver, InputStatistics
+from bdq_export.float_model import replace_weights
+from bdq_export.progress import Progress
+from bdq_export.quantize.rtn import rtn
+from bdq_export.quantize.sequential import set_quantized
+from bdq_export.quantize.specs import SpecOf
+from bdq_models import Architecture, Dimensions
+from bdq_runtime.packing import QuantizedWeight, QuantSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STATISTICS_TOKENS = 4096
+"""Enough for E[x²] of a channel; Hessians take all tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """What the steps of a calibration share.
+
+    Attributes:
+        model: the torch model; its weights change from step to step.
+        architecture: its family.
+        dimensions: its sizes.
+        weights: canonical float weights of the untransformed model.
+        tokens: calibration tokens `[samples, seq_len]`.
+        spec_of: how the linears of the decoder blocks are quantized.
+        progress: shows the stages.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    dimensions: Dimensions
+    weights: Mapping[str, Tensor]
+    tokens: Tensor
+    spec_of: SpecOf
+    progress: Progress
+
+    def install(self, weights: Mapping[str, Tensor]) -> None:
+        """Compute with the float `weights` (all of them)."""
+        # Weights of a rotated model untied the config.
+        self.model.config.tie_word_embeddings = self.dimensions.tied
+        replace_weights(self.model, self.architecture, weights)
+
+    def runner(self) -> BlockRunner:
+        """The model's blocks over the calibration tokens."""
+        return BlockRunner(self.model, self.architecture.layers, self.tokens)
+
+    def linears(self) -> list[str]:
+        """Canonical paths of all linears of the decoder blocks."""
+        return [
+            self.architecture.layer_path(layer, path)
+            for layer in range(self.dimensions.layers)
+            for path in self.architecture.linears
+        ]
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """Statistics of every linear's inputs, by canonical path, for what the model computes with."""
+        few = self.tokens[: max(1, _STATISTICS_TOKENS // self.tokens.shape[1])]
+        runner = BlockRunner(self.model, self.architecture.layers, few)
+        hidden = runner.embedded()
+        found = {}
+        with self.progress.stage("statistics", total=self.dimensions.layers) as stage:
+            for layer in range(self.dimensions.layers):
+                observer = InputObserver()
+                sites = block_sites(self.architecture, self.dimensions, layer)
+                hidden = runner.run(layer, hidden, observer, [site.module for site in sites])
+                for site in sites:
+                    found.update(dict.fromkeys(site.paths, observer.statistics(site.module)))
+                stage.advance()
+        return found
+
+    def round_linears(self, weights: Mapping[str, Tensor], energies: Energies | None) -> dict[str, QuantizedWeight]:
+        """Round the linears of `weights` to nearest on searched grids, weighted by the inputs' energies."""
+        quantized = {}
+        for path in self.linears():
+            spec = self.spec_of(path)
+            if spec is not None:
+                importance = None if energies is None else energies[path]
+                quantized[f"{path}.weight"] = rtn(weights[f"{path}.weight"], spec, search=True, importance=importance)
+        return quantized
+
+    def set_quantized(self, quantized: Mapping[str, QuantizedWeight]) -> None:
+        """Compute with the values of `quantized`."""
+        set_quantized(self.model, self.architecture, quantized)
+
+
+def round_ends(weights: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> dict[str, QuantizedWeight]:
+    """Embedding and lm_head, rounded to nearest: 8 bits lose nothing, below that the grid is searched."""
+    return {name: rtn(weights[name], spec, search=spec.bits < 8) for name, spec in specs.items()}

@@ -1,0 +1,122 @@
+"""GPTQ through a whole model: every linear sees the inputs that the already quantized ones before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.sites import Site, block_sites
+from bdq_export.calibration.statistics import InputObserver, InputStatistics
+from bdq_export.float_model import replace_weights
+from bdq_export.progress import Progress
+from bdq_export.quantize.gptq import GptqOptions, gptq
+from bdq_export.quantize.specs import SpecOf
+from bdq_models import Architecture, Dimensions
+from bdq_runtime.packing import QuantizedWeight, QuantSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class SequentialResult:
+    """What quantizing the decoder blocks gave.
+
+    Attributes:
+        quantized: canonical weight name -> quantized weight.
+        fallbacks: canonical weight name -> why GPTQ was not possible and the weight was rounded to nearest.
+        flatness: module of each site -> flatness of its inputs.
+    """
+
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    flatness: dict[str, float] = field(default_factory=dict)
+
+
+def quantize_blocks(
+    runner: BlockRunner,
+    architecture: Architecture,
+    dimensions: Dimensions,
+    weights: Mapping[str, Tensor],
+    spec_of: SpecOf,
+    progress: Progress,
+    options: GptqOptions | None = None,
+) -> SequentialResult:
+    """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
+
+    Args:
+        runner: of a model that computes with `weights`.
+        architecture: its family.
+        dimensions: its sizes.
+        weights: canonical weights; left as they are.
+        spec_of: how each linear is quantized.
+        progress: shows a stage "gptq".
+        options: of GPTQ.
+    """
+    result = SequentialResult()
+    hidden = runner.embedded()
+    with progress.stage("gptq", total=dimensions.layers) as stage:
+        for layer in range(dimensions.layers):
+            for site in block_sites(architecture, dimensions, layer):
+                seen = _observe(runner, site, hidden)
+                result.flatness[site.module] = seen.flatness
+                done = _quantize_site(site, seen, weights, spec_of, options, result)
+                set_quantized(runner.model, architecture, done)
+                result.quantized.update(done)
+            hidden = runner.run(layer, hidden)
+            stage.advance()
+    return result
+
+
+def set_quantized(model: PreTrainedModel, architecture: Architecture, quantized: Mapping[str, QuantizedWeight]) -> None:
+    """Let `model` compute with the values of quantized weights."""
+    values = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.items()}
+    if values:
+        replace_weights(model, architecture, values)
+
+
+def split_rows_of(weight: QuantizedWeight, counts: Mapping[str, int]) -> dict[str, QuantizedWeight]:
+    """Undo stacking: the rows of `weight`, `counts[name]` for each name in turn."""
+    parts = {}
+    start = 0
+    for name, count in counts.items():
+        rows = slice(start, start + count)
+        zeros = None if weight.zero_points is None else weight.zero_points[rows]
+        parts[name] = QuantizedWeight(weight.codes[rows], weight.scales[rows], zeros, weight.spec)
+        start += count
+    return parts
+
+
+def _observe(runner: BlockRunner, site: Site, hidden: Tensor) -> InputStatistics:
+    observer = InputObserver(hessians=True)
+    runner.run(site.layer, hidden, observer, (site.module,), stop=True)
+    return observer.statistics(site.module)
+
+
+def _quantize_site(
+    site: Site,
+    seen: InputStatistics,
+    weights: Mapping[str, Tensor],
+    spec_of: SpecOf,
+    options: GptqOptions | None,
+    result: SequentialResult,
+) -> dict[str, QuantizedWeight]:
+    """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
+    assert seen.hessian is not None, "observed with Hessians"
+    groups: dict[QuantSpec, list[str]] = {}
+    for path in site.paths:
+        spec = spec_of(path)
+        if spec is not None:
+            groups.setdefault(spec, []).append(f"{path}.weight")
+    quantized: dict[str, QuantizedWeight] = {}
+    for spec, names in groups.items():
+        done = gptq(torch.cat([weights[name] for name in names]), seen.hessian, spec, options)
+        quantized.update(split_rows_of(done.weight, {name: weights[name].shape[0] for name in names}))
+        if done.fallback is not None:
+            result.fallbacks.update(dict.fromkeys(names, done.fallback))
+    return quantized
