@@ -37,7 +37,7 @@ def quantize_graph(
         architecture: its family.
         dimensions: its sizes.
         weights: quantized weights by canonical name; linears without one stay float.
-        ranges: static activation ranges by linear node name, for `--ops qdq` and `qlinear`.
+        ranges: static activation ranges by canonical path, for `--ops qdq` and `qlinear`.
         options: of the export.
         dump: called with the name of each pass and the model after it.
 
@@ -107,6 +107,7 @@ def _lower(
     ranges: Mapping[str, Range],
     options: ExportOptions,
 ) -> Sequence[GraphPass]:
+    from bdq_export.calibration.ranges import merge_ranges
     from bdq_passes import (
         InsertActivationQuantizationPass,
         InsertWeightQuantizationPass,
@@ -116,12 +117,14 @@ def _lower(
         LowerToQLinearMatMulPass,
         StoreScalesAsFp16Pass,
         StripMetadataPass,
+        annotations,
     )
 
     level = Level.QUANTIZED if options.ops == "qdq" else Level.LOWERED
     passes: list[GraphPass] = [InsertWeightQuantizationPass(weights=weights, expected=_to_quantize(model, weights))]
     if options.ops != "matmulnbits":
-        passes.append(InsertActivationQuantizationPass(ranges=ranges))
+        nodes = {str(node.name): annotations.parts(node) for node in annotations.with_role(model, annotations.LINEAR)}
+        passes.append(InsertActivationQuantizationPass(ranges=merge_ranges(ranges, nodes)))
     if options.ops == "qlinear":
         passes.append(LowerToQLinearMatMulPass())
     passes += [

@@ -17,9 +17,10 @@ def report_html(report: ExportReport) -> bytes:
     """The content of `report.html`."""
     from markupsafe import Markup
 
-    # ids are unique within one drawing only; the page holds two
+    # ids are unique within one drawing only; the page holds several
     charts = {
         "flatness_svg": Markup(_prefixed(flatness_chart(report.flatness), "f")),
+        "weight_flatness_svg": Markup(_prefixed(flatness_chart(report.weight_flatness), "w")),
         "sqnr_svg": Markup(_prefixed(sqnr_chart(report.weight_errors), "s")),
     }
     worst = sorted(report.weight_errors, key=lambda error: error.sqnr_db)[:_WORST]

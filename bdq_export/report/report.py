@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SiteFlatness:
-    """Flatness of the activations at one site before and after the transform; 0 is perfectly flat.
+    """Flatness of the activations or of the weights at one site before and after the transform; 0 is perfectly flat.
 
     Attributes:
         layer: decoder layer.
@@ -74,7 +74,8 @@ class ExportReport:
         files: bytes of each written file.
         stages: what each stage cost.
         candidates: transforms that were tried.
-        flatness: per layer and site.
+        flatness: of the activations, per layer and site.
+        weight_flatness: of the weights, per layer and site.
         weight_errors: per quantized weight.
         verification: None when it was not run.
         notes: facts to know, for example that tied embeddings were untied.
@@ -97,6 +98,7 @@ class ExportReport:
     stages: tuple[StageCost, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     flatness: tuple[SiteFlatness, ...] = ()
+    weight_flatness: tuple[SiteFlatness, ...] = ()
     weight_errors: tuple[WeightError, ...] = ()
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
