@@ -50,6 +50,8 @@ def initializer_roles(graph: GraphProto) -> Iterator[tuple[TensorProto, str]]:
             readers[name].append((node, index))
     for tensor in graph.initializer:
         roles = set(_roles(tensor.name, readers, {output.name for output in graph.output}, depth=4))
+        if len(tensor.dims) < 2:  # a table of indices or sizes that a Gather reads is no embedding
+            roles.discard("embedding")
         if {"embedding", _LM_HEAD} <= roles:
             yield tensor, f"embedding and {_LM_HEAD}"
         else:
