@@ -41,22 +41,23 @@ def build_float_graph(
     from bdq_export.builders.weights import UnusedWeightError, WeightSource
     from bdq_export.float_model import transformers_config
 
-    candidates = [builder or checkpoint.architecture.builder]
-    if builder is None and candidates[0] is not Builder.DYNAMO:
-        candidates.append(Builder.DYNAMO)
     config = transformers_config(checkpoint, untied=f"{checkpoint.architecture.lm_head}.weight" in weights)
     dimensions = Dimensions.from_config(checkpoint.config)
     ropes = rope_of_layers(config, dimensions.rotary_dim)
     kinds = layer_types(config)
-    for last, candidate in zip((len(candidates) == 1, True), candidates, strict=False):
+
+    def build(chosen: Builder) -> ir.Model:
         source = WeightSource(checkpoint.architecture, weights)
-        try:
-            model = _raw_graph(candidate, checkpoint, weights, kinds, source.tied)
-            return normalize(model, source, dimensions, ropes, kinds)
-        except (UnsupportedModelError, UnusedWeightError):
-            if last:
-                raise
-    raise AssertionError("the last candidate returns or raises")
+        model = _raw_graph(chosen, checkpoint, weights, kinds, source.tied)
+        return normalize(model, source, dimensions, ropes, kinds)
+
+    first = builder or checkpoint.architecture.builder
+    try:
+        return build(first)
+    except (UnsupportedModelError, UnusedWeightError):
+        if builder is not None or first is Builder.DYNAMO:
+            raise
+        return build(Builder.DYNAMO)
 
 
 def _raw_graph(

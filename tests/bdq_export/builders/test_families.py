@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bdq_passes.annotate_linears import AnnotateLinearsPass
 
 PREFILL, STEPS = 30, 10
 LARGEST_ERROR = 1e-4
+FOREIGN = (b"site-packages", b"bdq-config-", b".py", b"stack_trace", b"pkg.", tempfile.gettempdir().encode())
 WEIGHT = re.compile(r"model\.")
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 WIDE_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -113,6 +115,8 @@ def test_graph_of_every_family_is_in_the_normal_form(tiny: Any, graph: ir.Model)
     assert allowed <= {node.op_type for node in model.graph}
     assert not {"Transpose", "Concat", "Constant", "Identity", "Expand"} & {node.op_type for node in model.graph}
     assert len({node.name for node in model.graph}) == len(list(model.graph))
+    text = ir.to_proto(model).SerializeToString()
+    assert not [word for word in FOREIGN if word in text]
 
 
 def test_interface_names_and_dimensions(tiny_model: Any) -> None:
