@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +144,37 @@ def tiny_model() -> Callable[..., TinyModel]:
 def make_tiny_config() -> Callable[..., dict[str, Any]]:
     """Make the config.json of a tiny model: `make_tiny_config(family, **changes)`."""
     return tiny_config
+
+
+def _byte_tokenizer() -> Any:
+    """One token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Path]:
+    """Write a whole model folder: `model_dir(family="llama", dtype=None, **config changes) -> Path`."""
+    from safetensors.torch import save_file
+
+    from bdq_export.checkpoint import to_checkpoint_names
+
+    def make(family: str = "llama", dtype: Any = None, **changes: Any) -> Path:
+        tiny = tiny_model(family, **changes)
+        directory = tmp_path / "model"
+        directory.mkdir()
+        stored = to_checkpoint_names(tiny.architecture, tiny.weights)
+        save_file(
+            {name: value.to(dtype or value.dtype) for name, value in stored.items()}, directory / "model.safetensors"
+        )
+        (directory / "config.json").write_text(json.dumps(tiny.config))
+        _byte_tokenizer().save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text("{}")
+        return directory
+
+    return make
