@@ -117,6 +117,7 @@ def calibrate(
     )
     held = max(1, tokens.shape[0] // _HELD_OUT_SHARE)
     space = Workspace(
+        checkpoint,
         model,
         checkpoint.architecture,
         checkpoint.dimensions,
@@ -148,7 +149,7 @@ def _uncalibrated(
     else:
         source = parse_calib(options.calib)
         held_back = calibration_tokens(checkpoint, model, source, 2, options.calib_seq_len, options.seed, progress)
-    space = Workspace(model, architecture, dimensions, weights, held_back, linear_specs(options), progress)
+    space = Workspace(checkpoint, model, architecture, dimensions, weights, held_back, linear_specs(options), progress)
     with progress.stage("round weights"):
         tied = f"{architecture.lm_head}.weight" not in weights
         quantized = round_ends(weights, end_specs(options, architecture, dimensions, tied))
@@ -204,7 +205,13 @@ class _Calibration:
         space.set_quantized(quantized)
         if self.options.weights == "gptq":
             done = quantize_blocks(
-                space.runner(), architecture, space.dimensions, candidate.weights, space.spec_of, space.progress
+                space.runner(),
+                architecture,
+                space.dimensions,
+                candidate.weights,
+                space.spec_of,
+                space.progress,
+                floats=space.float_inputs(candidate.weights),
             )
             quantized.update(done.quantized)
             self.flatness = done.flatness

@@ -12,8 +12,9 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.candidates import Energies
 from bdq_export.calibration.sites import block_sites
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
-from bdq_export.float_model import replace_weights
+from bdq_export.float_model import ModelDescription, load_float_model, replace_weights
 from bdq_export.progress import Progress
+from bdq_export.quantize.correction import FloatInputs
 from bdq_export.quantize.rtn import rtn
 from bdq_export.quantize.sequential import set_quantized
 from bdq_export.quantize.specs import SpecOf
@@ -32,6 +33,7 @@ class Workspace:
     """What the steps of a calibration share.
 
     Attributes:
+        description: config of the model, to make a second one.
         model: the torch model; its weights change from step to step.
         architecture: its family.
         dimensions: its sizes.
@@ -41,6 +43,7 @@ class Workspace:
         progress: shows the stages.
     """
 
+    description: ModelDescription
     model: PreTrainedModel
     architecture: Architecture
     dimensions: Dimensions
@@ -58,6 +61,11 @@ class Workspace:
     def runner(self) -> BlockRunner:
         """The model's blocks over the calibration tokens."""
         return BlockRunner(self.model, self.architecture.layers, self.tokens)
+
+    def float_inputs(self, weights: Mapping[str, Tensor]) -> FloatInputs:
+        """A second torch model that goes on computing with the float `weights` (shared, not copied)."""
+        twin = load_float_model(self.description, weights)
+        return FloatInputs(BlockRunner(twin, self.architecture.layers, self.tokens))
 
     def linears(self) -> list[str]:
         """Canonical paths of all linears of the decoder blocks."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site, block_sites
-from bdq_export.calibration.statistics import InputObserver, InputStatistics
+from bdq_export.calibration.statistics import InputObserver
 from bdq_export.float_model import replace_weights
 from bdq_export.progress import Progress
+from bdq_export.quantize.correction import FloatInputs, GapObserver
 from bdq_export.quantize.gptq import GptqOptions, gptq
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
@@ -46,6 +47,7 @@ def quantize_blocks(
     spec_of: SpecOf,
     progress: Progress,
     options: GptqOptions | None = None,
+    floats: FloatInputs | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -57,15 +59,20 @@ def quantize_blocks(
         spec_of: how each linear is quantized.
         progress: shows a stage "gptq".
         options: of GPTQ.
+        floats: the float model's inputs, to make up for errors of the blocks before; None aims at the float weights.
     """
     result = SequentialResult()
     hidden = runner.embedded()
     with progress.stage("gptq", total=dimensions.layers) as stage:
         for layer in range(dimensions.layers):
-            for site in block_sites(architecture, dimensions, layer):
-                seen = _observe(runner, site, hidden)
-                result.flatness[site.module] = seen.flatness
-                done = _quantize_site(site, seen, weights, spec_of, options, result)
+            sites = block_sites(architecture, dimensions, layer)
+            if floats is not None:
+                floats.advance(layer, sites)
+            for site in sites:
+                observer = InputObserver(hessians=True) if floats is None else floats.observer(site.module)
+                runner.run(layer, hidden, observer, (site.module,), stop=True)
+                result.flatness[site.module] = observer.statistics(site.module).flatness
+                done = _quantize_site(site, observer, weights, spec_of, options, result)
                 set_quantized(runner.model, architecture, done)
                 result.quantized.update(done)
             hidden = runner.run(layer, hidden)
@@ -92,22 +99,17 @@ def split_rows_of(weight: QuantizedWeight, counts: Mapping[str, int]) -> dict[st
     return parts
 
 
-def _observe(runner: BlockRunner, site: Site, hidden: Tensor) -> InputStatistics:
-    observer = InputObserver(hessians=True)
-    runner.run(site.layer, hidden, observer, (site.module,), stop=True)
-    return observer.statistics(site.module)
-
-
 def _quantize_site(
     site: Site,
-    seen: InputStatistics,
+    observer: InputObserver,
     weights: Mapping[str, Tensor],
     spec_of: SpecOf,
     options: GptqOptions | None,
     result: SequentialResult,
 ) -> dict[str, QuantizedWeight]:
     """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
-    assert seen.hessian is not None, "observed with Hessians"
+    hessian = observer.statistics(site.module).hessian
+    assert hessian is not None, "observed with Hessians"
     groups: dict[QuantSpec, list[str]] = {}
     for path in site.paths:
         spec = spec_of(path)
@@ -115,7 +117,10 @@ def _quantize_site(
             groups.setdefault(spec, []).append(f"{path}.weight")
     quantized: dict[str, QuantizedWeight] = {}
     for spec, names in groups.items():
-        done = gptq(torch.cat([weights[name] for name in names]), seen.hessian, spec, options)
+        stacked = torch.cat([weights[name] for name in names])
+        if isinstance(observer, GapObserver):
+            stacked = observer.corrected(stacked, hessian)
+        done = gptq(stacked, hessian, spec, options)
         quantized.update(split_rows_of(done.weight, {name: weights[name].shape[0] for name in names}))
         if done.fallback is not None:
             result.fallbacks.update(dict.fromkeys(names, done.fallback))

@@ -1,0 +1,191 @@
+"""Calibration of tiny models of every family, with all transforms and weight methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bdq_export import calibrate as module
+from bdq_export.calibrate import calibrate
+from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.ranges import merge_ranges
+from bdq_export.calibration.selection import Measured, choose, names_to_try
+from bdq_export.errors import UsageError
+from bdq_export.float_model import load_float_model
+from bdq_export.options import ExportOptions
+from bdq_export.progress import QuietProgress
+from bdq_export.quantize.sequential import set_quantized
+from bdq_export.transform import fold
+
+FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
+SMALL = {"calib_samples": 16, "calib_seq_len": 32, "block_size": 16}
+
+
+class Described:
+    def __init__(self, tiny) -> None:
+        self.config, self.architecture, self.dimensions = tiny.config, tiny.architecture, tiny.dimensions
+        self.directory = Path()
+
+
+def run(tiny, **options):
+    model = load_float_model(tiny, tiny.weights)
+    described = Described(tiny)
+    return model, calibrate(described, model, tiny.weights, ExportOptions(**{**SMALL, **options}), QuietProgress())
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def loss_of(tiny, result):
+    """Held-out loss of a result, measured from scratch."""
+    model = load_float_model(tiny, tiny.weights)
+    loss = HeldOutLoss(model, tiny.architecture.layers, result.held_back)
+    untied = load_float_model(tiny, result.weights)
+    set_quantized(untied, tiny.architecture, result.quantized)
+    loss._runner.model = untied
+    loss._runner.blocks = list(untied.get_submodule(tiny.architecture.layers).children())
+    return loss()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("transform", ["none", "auto"])
+def test_every_family_is_quantized_whole(family, transform, tiny_model):
+    tiny = tiny_model(family)
+    # So few sequences that the one held out both chooses and is held back.
+    model, result = run(tiny, transform=transform, calib_samples=7)
+    tied = tiny.dimensions.tied and "lm_head.weight" not in result.weights
+    linears = {
+        f"{tiny.architecture.layer_path(i, path)}.weight" for i in range(3) for path in tiny.architecture.linears
+    }
+    assert set(result.quantized) == linears | {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    for name, weight in result.quantized.items():
+        assert weight.codes.shape == tuple(result.weights[name].shape)
+        assert weight.spec.bits == (4 if name in linears else 8)
+    assert result.loss is not None
+    assert result.loss == pytest.approx(loss_of(tiny, result), rel=1e-3)
+    # The model is float again.
+    torch.testing.assert_close(
+        logits(model, result.held_back), logits(load_float_model(tiny, tiny.weights), result.held_back)
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("transform", ["smooth", "hadamard", "bdq"])
+def test_transforms_keep_the_float_model(family, transform, tiny_model):
+    tiny = tiny_model(family)
+    _, result = run(tiny, transform=transform, weights="rtn")
+    assert result.transforms.diagonals or result.transforms.head_rotations
+    folded = fold(tiny.architecture, tiny.dimensions, tiny.weights, result.transforms)
+    assert all(torch.equal(folded[name], result.weights[name]) for name in folded)
+    expected = logits(load_float_model(tiny, tiny.weights), result.held_back)
+    actual = logits(load_float_model(tiny, result.weights), result.held_back)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+    assert len(result.weight_flatness) == 4 * 3
+
+
+def test_gptq_beats_rounding_and_a_wrong_scale_does_not(tiny_model):
+    tiny = tiny_model("llama")
+    options = {"transform": "none", "calib_samples": 48, "calib_seq_len": 64}
+    _, careful = run(tiny, **options)
+    _, rounded = run(tiny, weights="rtn", **options)
+    good = loss_of(tiny, careful)
+    assert good < 0.95 * loss_of(tiny, dataclasses.replace(rounded, held_back=careful.held_back))
+    for weight in careful.quantized.values():
+        weight.scales[:] *= np.float32(1.01)
+    assert loss_of(tiny, careful) > good
+
+
+def test_auto_is_never_worse_than_no_transform(tiny_model):
+    for family in ("qwen2", "gemma3"):
+        tiny = tiny_model(family)
+        _, chosen = run(tiny)
+        _, plain = run(tiny, transform="none")
+        assert chosen.loss <= plain.loss
+        assert next(candidate.name for candidate in chosen.candidates) == "none"
+        assert sum(candidate.chosen for candidate in chosen.candidates) == 1
+
+
+def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch):
+    """A candidate that only looks good rounded to nearest is not shipped."""
+    tiny = tiny_model("qwen2")
+    monkeypatch.setattr(module, "choose", lambda measured, tied: ("smooth", "made up"))
+    real = module._Calibration._quantize
+
+    def worse(self, candidate):
+        quantized, loss = real(self, candidate)
+        return quantized, loss + (100.0 if candidate.name == "smooth" else 0.0)
+
+    monkeypatch.setattr(module._Calibration, "_quantize", worse)
+    _, result = run(tiny)
+    assert result.transform == "none"
+    assert not result.transforms.diagonals
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_model):
+    tiny = tiny_model("llama")
+    results = [run(tiny)[1] for _ in range(2)]
+    other = run(tiny, seed=1)[1]
+    for name, weight in results[0].quantized.items():
+        again = results[1].quantized[name]
+        assert weight.codes.tobytes() == again.codes.tobytes()
+        assert weight.scales.tobytes() == again.scales.tobytes()
+    assert not torch.equal(results[0].held_back, other.held_back)
+
+
+def test_rounding_without_transform_runs_no_calibration(tiny_model, monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("a calibration forward was run")
+
+    monkeypatch.setattr("bdq_export.calibration.blocks.BlockRunner.run", forbidden)
+    monkeypatch.setattr("bdq_export.calibration.blocks.BlockRunner.embedded", forbidden)
+    _, result = run(tiny_model("llama"), weights="rtn", transform="none")
+    assert result.loss is None
+    assert result.held_back.shape[0] >= 2
+
+
+def test_keep_changes_bits(tiny_model):
+    keep = ("model.layers.0.*=16", "*.down_proj=8", "lm_head=4")
+    _, result = run(tiny_model("qwen3"), transform="none", keep=keep, symmetric=False)
+    assert "model.layers.0.self_attn.q_proj.weight" not in result.quantized
+    assert result.quantized["model.layers.0.mlp.down_proj.weight"].spec.bits == 8
+    assert result.quantized["model.layers.1.self_attn.q_proj.weight"].spec.bits == 4
+    assert result.quantized["lm_head.weight"].spec.bits == 4
+    assert result.quantized["model.embed_tokens.weight"].spec.bits == 8
+
+
+def test_tied_ends_take_one_width(tiny_model):
+    tiny = tiny_model("llama")
+    _, result = run(tiny, transform="none", weights="rtn", keep=("lm_head=4",))
+    assert result.quantized["model.embed_tokens.weight"].spec.bits == 4
+    with pytest.raises(UsageError, match="share one weight"):
+        run(tiny, keep=("lm_head=4", "model.embed_tokens=8"))
+
+
+@pytest.mark.parametrize("family", ["llama_biases", "phi3"])
+def test_static_activations_get_ranges_that_cover_the_model(family, tiny_model):
+    tiny = tiny_model(family)
+    _, result = run(tiny, scheme="w8a8", ops="qdq", transform="none", block_size=None)
+    layers = [tiny.architecture.layer_path(i, path) for i in range(3) for path in tiny.architecture.linears]
+    assert set(result.activation_ranges) == set(layers)
+    assert all(low < high and out_low < out_high for low, high, out_low, out_high in result.activation_ranges.values())
+    qkv = layers[:3]
+    merged = merge_ranges(result.activation_ranges, {"qkv": qkv, "unknown": ["lm_head"]})
+    assert set(merged) == {"qkv"}
+    assert merged["qkv"][2] == min(result.activation_ranges[path][2] for path in qkv)
+    assert len({result.activation_ranges[path][:2] for path in qkv}) == 1
+    assert all(weight.spec.symmetric for weight in result.quantized.values())
+
+
+def test_a_rotation_must_pay_for_untying():
+    close = [Measured("none", 1.0), Measured("bdq", 0.9), Measured("bdq-rotated", 0.85)]
+    assert choose(close, tied=True)[0] == "bdq"
+    assert "not enough less" in choose(close, tied=True)[1]
+    assert choose(close, tied=False)[0] == "bdq-rotated"
+    assert choose([*close[:2], Measured("bdq-rotated", 0.5)], tied=True)[0] == "bdq-rotated"
+    assert names_to_try("auto", residual_rotation=False) == ("none", "smooth", "bdq")
