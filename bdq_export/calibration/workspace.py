@@ -98,7 +98,8 @@ class Workspace:
             spec = self.spec_of(path)
             if spec is not None:
                 importance = None if energies is None else energies[path]
-                quantized[f"{path}.weight"] = rtn(weights[f"{path}.weight"], spec, search=True, importance=importance)
+                weight = weights[f"{path}.weight"]
+                quantized[f"{path}.weight"] = rtn(weight, spec, search=True, importance=importance, quick=True)
         return quantized
 
     def set_quantized(self, quantized: Mapping[str, QuantizedWeight]) -> None:
