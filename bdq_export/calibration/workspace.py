@@ -99,7 +99,7 @@ class Workspace:
             if spec is not None:
                 importance = None if energies is None else energies[path]
                 weight = weights[f"{path}.weight"]
-                quantized[f"{path}.weight"] = rtn(weight, spec, search=True, importance=importance, quick=True)
+                quantized[f"{path}.weight"] = rtn(weight, spec, search=True, importance=importance)
         return quantized
 
     def set_quantized(self, quantized: Mapping[str, QuantizedWeight]) -> None:

@@ -7,10 +7,6 @@ from torch import Tensor
 from bdq_export.quantize.grid import FEW_RATIOS, range_grid, searched_grid
 from bdq_runtime.packing import QuantizedWeight, QuantSpec
 
-_QUICK_RATIOS = (1.0, 0.92, 0.84)
-"""Clip ratios of a quick search: with one least-squares polish they get nine tenths of what twelve ratios get, in a
-quarter of the time."""
-
 
 def rtn(weight: Tensor, spec: QuantSpec, *, search: bool = False, importance: Tensor | None = None) -> QuantizedWeight:
     """Quantize `weight` `[N, K]` of any float dtype without looking at other columns.
@@ -20,7 +16,6 @@ def rtn(weight: Tensor, spec: QuantSpec, *, search: bool = False, importance: Te
         spec: bits and granularity.
         search: choose the grid of least squared error instead of the one that just covers each block.
         importance: `[K]` weight of a column's squared error, for a searched grid.
-        quick: search fewer grids.
     """
     grid = searched_grid(weight, spec, importance, FEW_RATIOS, polish=1) if search else range_grid(weight, spec)
     return grid.quantized(grid.codes(weight))
