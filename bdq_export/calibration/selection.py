@@ -19,7 +19,6 @@ from bdq_export.calibration.candidates import (
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.transform import Transforms, fold
-from bdq_runtime.packing import QuantizedWeight
 
 NONE = "none"
 UNTYING_GAIN = 0.1
@@ -58,13 +57,20 @@ class Measured:
     loss: float
 
 
-def names_to_try(transform: str, residual_rotation: bool) -> tuple[str, ...]:
+def names_to_try(transform: str, rotates: bool, weight_only: bool) -> tuple[str, ...]:
     """The candidates behind the option `transform`.
 
-    A family without a residual rotation only tries a rotation (of the value heads) when it is asked for one.
+    A rotation is only tried by itself where it can pay: on families whose norms commute with it, and where activations
+    are quantized. It mixes what blocks of weights keep apart (SmolLM2-135M at w4a16, block 32: 0.43 nats from the
+    float model against 0.19 without a transform), and it unties embeddings.
+
+    Args:
+        transform: the option.
+        rotates: the family has a residual rotation.
+        weight_only: activations stay float.
     """
     names = _TRIED[transform]
-    if residual_rotation or len(names) == 1:
+    if len(names) == 1 or (rotates and not weight_only):
         return names
     return tuple(name for name in names if name not in ROTATED)
 
@@ -92,15 +98,14 @@ def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) 
     return Transformed(name, transforms, weights, energies)
 
 
-def measure_rounded(space: Workspace, candidate: Transformed, loss: HeldOutLoss) -> tuple[Measured, Rounded]:
-    """Round `candidate` to nearest and measure it; the quantized weights come along."""
+def measure_rounded(space: Workspace, candidate: Transformed, loss: HeldOutLoss) -> Measured:
+    """Round `candidate` to nearest and measure it; the float model is back afterwards."""
     space.install(candidate.weights)
-    quantized = space.round_linears(candidate.weights, candidate.energies)
-    space.set_quantized(quantized)
-    return Measured(candidate.name, loss()), quantized
-
-
-Rounded = dict[str, QuantizedWeight]
+    space.set_quantized(space.round_linears(candidate.weights, candidate.energies))
+    measured = Measured(candidate.name, loss())
+    # Back at once: the next candidate is folded while nothing but the float weights is held.
+    space.install(space.weights)
+    return measured
 
 
 def choose(measured: list[Measured], tied: bool) -> tuple[str, str]:

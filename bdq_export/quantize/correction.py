@@ -81,5 +81,5 @@ class GapObserver(InputObserver):
         lower, failed = torch.linalg.cholesky_ex(damped)
         if self._gap is None or int(failed) or not bool(torch.isfinite(self._gap).all()):
             return weight.float()
-        step = torch.cholesky_solve(self._gap.double().t() / self._tokens, lower).t()
-        return (weight.double() + weight.double() @ step).float()
+        wanted = weight.double() @ (self._gap.double() / self._tokens)
+        return (weight.double() + torch.cholesky_solve(wanted.t(), lower).t()).float()

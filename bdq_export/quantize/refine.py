@@ -50,13 +50,14 @@ def _refit_scales(weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor) ->
     block = grid.spec.block_size(columns)
     steps = (to_blocks(codes, grid.spec) - grid.zero_points.unsqueeze(-1)).flatten(1)[:, :columns]
     count = grid.scales.shape[1]
-    system = torch.empty(codes.shape[0], count, count)
-    target = torch.empty(codes.shape[0], count)
+    target = to_blocks((weight @ hessian) * steps, grid.spec).sum(-1)
+    system = torch.zeros(codes.shape[0], count, count)
     for index in range(count):
-        span = slice(index * block, min((index + 1) * block, columns))
-        product = steps[:, span] @ hessian[span]
-        system[:, index] = to_blocks(product * steps, grid.spec).sum(-1)
-        target[:, index] = (product * weight).sum(1)
+        first = index * block
+        span, rest = slice(first, min(first + block, columns)), slice(first, columns)
+        product = (steps[:, span] @ hessian[span, rest]).mul_(steps[:, rest])
+        system[:, index, index:] = to_blocks(product, grid.spec, block).sum(-1)
+    system += system.triu(1).transpose(1, 2)
     diagonal = system.diagonal(dim1=1, dim2=2)
     # Blocks of zeros leave their scale undetermined: hold every scale, weakly, where it is.
     hold = 1e-4 * diagonal + 1e-6 * diagonal.mean(1, keepdim=True) + 1e-30

@@ -48,6 +48,8 @@ def quantize_blocks(
     progress: Progress,
     options: GptqOptions | None = None,
     floats: FloatInputs | None = None,
+    layers: int | None = None,
+    stage_name: str = "gptq",
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -57,14 +59,17 @@ def quantize_blocks(
         dimensions: its sizes.
         weights: canonical weights; left as they are.
         spec_of: how each linear is quantized.
-        progress: shows a stage "gptq".
+        progress: shows a stage with a step for each block.
         options: of GPTQ.
         floats: the float model's inputs, to make up for errors of the blocks before; None aims at the float weights.
+        layers: how many blocks, from the first one; None is all.
+        stage_name: under which the progress shows.
     """
     result = SequentialResult()
     hidden = runner.embedded()
-    with progress.stage("gptq", total=dimensions.layers) as stage:
-        for layer in range(dimensions.layers):
+    count = dimensions.layers if layers is None else min(layers, dimensions.layers)
+    with progress.stage(stage_name, total=count) as stage:
+        for layer in range(count):
             sites = block_sites(architecture, dimensions, layer)
             if floats is not None:
                 floats.advance(layer, sites)

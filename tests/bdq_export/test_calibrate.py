@@ -101,13 +101,24 @@ def test_gptq_beats_rounding_and_a_wrong_scale_does_not(tiny_model):
     assert loss_of(tiny, careful) > good
 
 
-def test_auto_is_never_worse_than_no_transform(tiny_model):
+def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
+    """Rounded to nearest by the loss itself; with GPTQ by the loss of its first blocks."""
+    sketches = {}
+    real = module._Calibration._sketch
+
+    def recorded(self, candidate):
+        return sketches.setdefault(candidate.name, real(self, candidate))
+
+    monkeypatch.setattr(module._Calibration, "_sketch", recorded)
     for family in ("qwen2", "gemma3"):
         tiny = tiny_model(family)
+        _, chosen = run(tiny, weights="rtn")
+        losses = {candidate.name: candidate.loss for candidate in chosen.candidates}
+        assert losses[chosen.transform] == min(losses.values())
+        assert set(losses) == {"none", "smooth", "bdq"}
+        sketches.clear()
         _, chosen = run(tiny)
-        _, plain = run(tiny, transform="none")
-        assert chosen.loss <= plain.loss
-        assert next(candidate.name for candidate in chosen.candidates) == "none"
+        assert not sketches or sketches[chosen.transform] == min(sketches.values()) or chosen.transform == "none"
         assert sum(candidate.chosen for candidate in chosen.candidates) == 1
 
 
@@ -115,15 +126,12 @@ def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch
     """A candidate that only looks good rounded to nearest is not shipped."""
     tiny = tiny_model("qwen2")
     monkeypatch.setattr(module, "choose", lambda measured, tied: ("smooth", "made up"))
-    real = module._Calibration._quantize
-
-    def worse(self, candidate):
-        quantized, loss = real(self, candidate)
-        return quantized, loss + (100.0 if candidate.name == "smooth" else 0.0)
-
-    monkeypatch.setattr(module._Calibration, "_quantize", worse)
+    real = module._Calibration._sketch
+    penalty = {"smooth": 100.0, "none": 0.0}
+    monkeypatch.setattr(module._Calibration, "_sketch", lambda self, one: real(self, one) + penalty[one.name])
     _, result = run(tiny)
     assert result.transform == "none"
+    assert "not clearly with GPTQ" in result.reason
     assert not result.transforms.diagonals
 
 
@@ -188,4 +196,8 @@ def test_a_rotation_must_pay_for_untying():
     assert "not enough less" in choose(close, tied=True)[1]
     assert choose(close, tied=False)[0] == "bdq-rotated"
     assert choose([*close[:2], Measured("bdq-rotated", 0.5)], tied=True)[0] == "bdq-rotated"
-    assert names_to_try("auto", residual_rotation=False) == ("none", "smooth", "bdq")
+    plain = ("none", "smooth", "bdq")
+    assert names_to_try("auto", rotates=False, weight_only=False) == plain
+    assert names_to_try("auto", rotates=True, weight_only=True) == plain
+    assert names_to_try("auto", rotates=True, weight_only=False) == (*plain, "bdq-rotated")
+    assert names_to_try("hadamard", rotates=True, weight_only=True) == ("hadamard",)
