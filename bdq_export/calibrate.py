@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bdq_export.calibration.candidates import Statistics
 from bdq_export.calibration.loss import HeldOutLoss
-from bdq_export.calibration.ranges import Range, observe_ranges
+from bdq_export.calibration.ranges import Range
 from bdq_export.calibration.selection import (
     NONE,
     Measured,
@@ -131,6 +131,7 @@ def calibrate(
         tokens[:-held],
         linear_specs(options),
         progress,
+        static=options.ops != "matmulnbits",
     )
     # What chooses does not judge: the last sequences are left to the verification of the written file.
     judged = tokens[-held:]
@@ -173,8 +174,8 @@ class _Calibration:
         self.flatness: dict[str, float] = {}
 
     def run(self) -> CalibrationResult:
-        weight_only = self.options.ops == "matmulnbits"
-        names = names_to_try(self.options.transform, self.space.architecture.residual_rotation, weight_only)
+        rotates = self.space.architecture.residual_rotation
+        names = names_to_try(self.options.transform, rotates, weight_only=not self.space.static)
         statistics: Statistics = self.space.statistics()
         best, reason = self._select(names, statistics)
         if self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq":
@@ -207,7 +208,7 @@ class _Calibration:
             layers=-(-space.dimensions.layers // _SKETCH_SHARE),
             stage_name="check transform",
         )
-        found = self.loss()
+        found = space.measure(self.loss)
         space.install(space.weights)
         return found
 
@@ -251,7 +252,7 @@ class _Calibration:
                 rounded = space.round_linears(candidate.weights, candidate.energies)
                 space.set_quantized(rounded)
                 quantized.update(rounded)
-        return quantized, self.loss()
+        return quantized, space.measure(self.loss)
 
     def _result(
         self,
@@ -263,8 +264,8 @@ class _Calibration:
     ) -> CalibrationResult:
         space = self.space
         ranges: Mapping[str, Range] = {}
-        if self.options.ops != "matmulnbits":
-            ranges = observe_ranges(space.runner(), space.architecture, space.dimensions, space.progress)
+        if space.static:
+            ranges = space.ranges()
         candidates = [Candidate(each.name, each.loss, each.name == best.name) for each in self.measured]
         return CalibrationResult(
             transform=best.name,

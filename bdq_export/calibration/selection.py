@@ -102,7 +102,7 @@ def measure_rounded(space: Workspace, candidate: Transformed, loss: HeldOutLoss)
     """Round `candidate` to nearest and measure it; the float model is back afterwards."""
     space.install(candidate.weights)
     space.set_quantized(space.round_linears(candidate.weights, candidate.energies))
-    measured = Measured(candidate.name, loss())
+    measured = Measured(candidate.name, space.measure(loss))
     # Back at once: the next candidate is folded while nothing but the float weights is held.
     space.install(space.weights)
     return measured

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.candidates import Energies
+from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.ranges import Range, observe_ranges
 from bdq_export.calibration.sites import block_sites
+from bdq_export.calibration.static_activations import static_activations
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
 from bdq_export.float_model import ModelDescription, load_float_model, replace_weights
 from bdq_export.progress import Progress
@@ -41,6 +44,7 @@ class Workspace:
         tokens: calibration tokens `[samples, seq_len]`.
         spec_of: how the linears of the decoder blocks are quantized.
         progress: shows the stages.
+        static: activations are quantized with static ranges, too.
     """
 
     description: ModelDescription
@@ -51,6 +55,7 @@ class Workspace:
     tokens: Tensor
     spec_of: SpecOf
     progress: Progress
+    static: bool = False
 
     def install(self, weights: Mapping[str, Tensor]) -> None:
         """Compute with the float `weights` (all of them)."""
@@ -77,8 +82,7 @@ class Workspace:
 
     def statistics(self) -> dict[str, InputStatistics]:
         """Statistics of every linear's inputs, by canonical path, for what the model computes with."""
-        few = self.tokens[: max(1, _STATISTICS_TOKENS // self.tokens.shape[1])]
-        runner = BlockRunner(self.model, self.architecture.layers, few)
+        runner = BlockRunner(self.model, self.architecture.layers, self._few())
         hidden = runner.embedded()
         found = {}
         with self.progress.stage("statistics", total=self.dimensions.layers) as stage:
@@ -90,6 +94,21 @@ class Workspace:
                     found.update(dict.fromkeys(site.paths, observer.statistics(site.module)))
                 stage.advance()
         return found
+
+    def ranges(self) -> dict[str, Range]:
+        """Static activation ranges of what the model computes with."""
+        return observe_ranges(self.runner(), self.architecture, self.dimensions, self.progress)
+
+    def measure(self, loss: HeldOutLoss) -> float:
+        """The held-out loss of what the model computes with, activations quantized if they will be."""
+        if not self.static:
+            return loss()
+        few = replace(self, tokens=self._few())
+        with static_activations(self.model, self.architecture, self.dimensions, few.ranges()):
+            return loss()
+
+    def _few(self) -> Tensor:
+        return self.tokens[: max(1, _STATISTICS_TOKENS // self.tokens.shape[1])]
 
     def round_linears(self, weights: Mapping[str, Tensor], energies: Energies | None) -> dict[str, QuantizedWeight]:
         """Round the linears of `weights` to nearest on searched grids, weighted by the inputs' energies."""

@@ -14,6 +14,7 @@ from bdq_export.calibrate import calibrate
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import merge_ranges
 from bdq_export.calibration.selection import Measured, choose, names_to_try
+from bdq_export.calibration.static_activations import fake_quantize
 from bdq_export.errors import UsageError
 from bdq_export.float_model import load_float_model
 from bdq_export.options import ExportOptions
@@ -188,6 +189,25 @@ def test_static_activations_get_ranges_that_cover_the_model(family, tiny_model):
     assert merged["qkv"][2] == min(result.activation_ranges[path][2] for path in qkv)
     assert len({result.activation_ranges[path][:2] for path in qkv}) == 1
     assert all(weight.spec.symmetric for weight in result.quantized.values())
+
+
+def test_static_activations_are_part_of_the_loss(tiny_model):
+    tiny = tiny_model("qwen2")
+    _, weight_only = run(tiny, scheme="w8a8", transform="none", calib_samples=7)
+    _, static = run(tiny, scheme="w8a8", ops="qlinear", transform="none", calib_samples=7)
+    assert static.loss > 2 * weight_only.loss
+    _, chosen = run(tiny, scheme="w8a8", ops="qlinear", calib_samples=7)
+    assert {candidate.name for candidate in chosen.candidates} == {"none", "smooth", "bdq", "bdq-rotated"}
+
+
+def test_fake_quantization_is_uint8_with_an_exact_zero():
+    values = torch.linspace(-1, 3, 1000)
+    rounded = fake_quantize(values, -1, 3)
+    assert len(rounded.unique()) == 256
+    assert 0 in rounded
+    assert float((rounded - values).abs().max()) <= 4 / 255
+    assert fake_quantize(torch.tensor([9.0, -9.0]), -1, 3).tolist() == pytest.approx([3.0, -1.0], abs=4 / 255)
+    assert fake_quantize(torch.zeros(3), 0, 0).tolist() == [0, 0, 0]
 
 
 def test_a_rotation_must_pay_for_untying():
