@@ -25,7 +25,7 @@ class ExportOptions:
         transform: which transforms are tried; "auto" measures them and keeps the best.
         weights: "gptq" or "rtn" (round to nearest).
         block_size: columns that share a weight scale; None is one scale for each output channel.
-        symmetric: no stored zero points.
+        symmetric: no stored zero points; weights of 8 bits never have any.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         calib_samples: number of calibration sequences.
         calib_seq_len: tokens in each.
@@ -44,7 +44,7 @@ class ExportOptions:
     transform: str = "auto"
     weights: str = "gptq"
     block_size: int | None = 32
-    symmetric: bool = True
+    symmetric: bool = False
     calib: str = "self"
     calib_samples: int = 32
     calib_seq_len: int = 512

@@ -32,7 +32,7 @@ def export_command(
         str, typer.Option(help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel.")
     ] = str(_DEFAULTS.block_size),
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points.")
+        bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points (below 8 bits).")
     ] = _DEFAULTS.symmetric,
     calib: Annotated[
         str, typer.Option(help="UTF-8 text file, or self: text sampled from the model.")

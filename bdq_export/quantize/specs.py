@@ -28,8 +28,8 @@ def linear_specs(options: ExportOptions) -> SpecOf:
         if bits == FLOAT_BITS:
             return None
         per_channel = options.block_size is None or options.ops != "matmulnbits"
-        # Integer operators take no zero points of weights.
-        symmetric = options.symmetric or options.ops != "matmulnbits"
+        # Integer operators take no zero points of weights, and at 8 bits they gain nothing.
+        symmetric = options.symmetric or bits >= END_BITS or options.ops != "matmulnbits"
         granularity = PerChannel() if per_channel else PerBlock(options.block_size or 0)
         return QuantSpec(bits, granularity, symmetric)
 
