@@ -14,6 +14,7 @@ WEIGHTS = ("gptq", "rtn")
 OPS = ("matmulnbits", "qdq", "qlinear")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 KEEP_BITS = (2, 4, 8, 16)
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class ExportOptions:
         _at_least("calib-samples", self.calib_samples, 2)
         _at_least("calib-seq-len", self.calib_seq_len, 32)
         _at_least("seed", self.seed, 0)
+        if self.seed > MAX_SEED:
+            raise UsageError(f"seed is {self.seed}, expected at most {MAX_SEED}")
         if not 0 <= self.accuracy_level <= 4:
             raise UsageError(f"accuracy level is {self.accuracy_level}, expected 0 to 4")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 
 from bdq_export.errors import UsageError
-from bdq_export.options import ExportOptions
+from bdq_export.options import ExportOptions, parse_keep
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import PerBlock, PerChannel, QuantSpec
@@ -16,6 +17,24 @@ SpecOf = Callable[[str], QuantSpec | None]
 END_BITS = 8
 """Bits of the embedding and lm_head by default: both reach every logit, and a lookup costs no compute."""
 _END_BLOCKS = (64, 32, 16)
+
+
+def check_keep(options: ExportOptions, architecture: Architecture, dimensions: Dimensions) -> None:
+    """Refuse a `keep` pattern that names no module: a slip of the pen would change nothing, and say nothing.
+
+    Raises:
+        UsageError: such a pattern.
+    """
+    modules = [architecture.embedding, architecture.lm_head]
+    for layer in range(dimensions.layers):
+        modules += [architecture.layer_path(layer, path) for path in architecture.linears]
+    for pattern in options.keep:
+        glob, _ = parse_keep(pattern)
+        if not fnmatch.filter(modules, glob):
+            raise UsageError(
+                f"--keep {pattern!r} names no module of this model; those there are: {', '.join(modules[:2])} and in "
+                f"layers 0 to {dimensions.layers - 1} as {', '.join(modules[2 : 2 + len(architecture.linears)])}"
+            )
 
 
 def linear_specs(options: ExportOptions) -> SpecOf:
