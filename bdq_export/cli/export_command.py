@@ -15,19 +15,13 @@ _DEFAULTS = ExportOptions()
 
 def export_command(
     context: typer.Context,
-    model_dir: Annotated[
-        str, typer.Argument(help="Hugging Face directory (safetensors), hub id, or .gguf file.")
-    ],
+    model_dir: Annotated[str, typer.Argument(help="Hugging Face directory (safetensors), hub id, or .gguf file.")],
     out: Annotated[Path, typer.Argument(help="OUT.onnx, or a folder that will hold model.onnx.")],
-    scheme: Annotated[
-        str, typer.Option(help="w<bits>a<bits>: w4a16, w8a16, w2a16, w4a8, w8a8.")
-    ] = _DEFAULTS.scheme,
+    scheme: Annotated[str, typer.Option(help="w<bits>a<bits>: w4a16, w8a16, w2a16, w4a8, w8a8.")] = _DEFAULTS.scheme,
     transform: Annotated[
         str, typer.Option(help=f"{'|'.join(TRANSFORMS)}; auto measures and keeps the best.")
     ] = _DEFAULTS.transform,
-    weights: Annotated[
-        str, typer.Option(help=f"{'|'.join(WEIGHTS)}: how weights are rounded.")
-    ] = _DEFAULTS.weights,
+    weights: Annotated[str, typer.Option(help=f"{'|'.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
     block_size: Annotated[
         str, typer.Option(help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel.")
     ] = str(_DEFAULTS.block_size),
@@ -44,9 +38,7 @@ def export_command(
         list[str] | None,
         typer.Option(help="MODULE=BITS (glob, repeatable); 16 stays float: --keep 'model.layers.0.*=8'."),
     ] = None,
-    ops: Annotated[
-        str, typer.Option(help=f"{'|'.join(OPS)}; qdq and qlinear are static w8a8.")
-    ] = _DEFAULTS.ops,
+    ops: Annotated[str, typer.Option(help=f"{'|'.join(OPS)}; qdq and qlinear are static w8a8.")] = _DEFAULTS.ops,
     accuracy_level: Annotated[
         int, typer.Option(help="Of MatMulNBits: 4 multiplies in int8 (fast), 0 in float32.")
     ] = _DEFAULTS.accuracy_level,
@@ -88,10 +80,7 @@ def export_command(
     }
     if config is not None:
         stored = load_config(config)
-        given = {
-            name: value if _is_given(context, name) else getattr(stored, name)
-            for name, value in given.items()
-        }
+        given = {name: value if _is_given(context, name) else getattr(stored, name) for name, value in given.items()}
     if dry_run and dump is not None:
         raise UsageError("--dump has nothing to write in a --dry-run; leave one out")
     options = ExportOptions(**given)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from bdq_export.cli.export_command import export_command
 from bdq_export.cli.fetch_command import fetch_command
 from bdq_export.cli.model_commands import bench_command, eval_command, inspect_command, run_command
 from bdq_export.errors import EXIT_INTERRUPTED, BdqError, UsageError
+from bdq_export.system_errors import resource_errors
 
 _EPILOG = (
     "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 unsupported model, 4 invalid or unsafe input file, "
@@ -53,9 +54,9 @@ def _export_application() -> typer.Typer:
 
 def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from bdq_export import __version__
 
-        typer.echo(f"bdq-export {version('bdq-export')}")
+        typer.echo(f"bdq-export {__version__}")
         raise typer.Exit
 
 
@@ -76,16 +77,19 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     logging.basicConfig(level=os.environ.get("BDQ_LOG_LEVEL", "WARNING").upper(), stream=sys.stderr)
     command = typer.main.get_command(app)
     try:
-        result = command.main(args=arguments, standalone_mode=False)
+        with resource_errors():
+            result = command.main(args=arguments, standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
+            raise KeyboardInterrupt
     except BdqError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
-    except MemoryError:
-        return _fail("out of memory; close other programs or use a smaller model", 5)
     except typer.Exit as stop:
         return stop.exit_code
     except _ClickException as error:
+        if not error.format_message():  # type: ignore[attr-defined]
+            return UsageError.exit_code  # no arguments: the help has been printed
         return _fail(f"{error.format_message()} (see --help)", UsageError.exit_code)  # type: ignore[attr-defined]
     except BrokenPipeError:
         sys.stderr.close()
@@ -93,9 +97,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("BDQ_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        return _fail(
-            f"unexpected {type(error).__name__}: {error} (set BDQ_LOG_LEVEL=debug for the traceback)", 1
-        )
+        return _fail(f"unexpected {type(error).__name__}: {error} (set BDQ_LOG_LEVEL=debug for the traceback)", 1)
     return result if isinstance(result, int) else 0
 
 

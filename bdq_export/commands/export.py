@@ -1,6 +1,6 @@
 """`bdq export`: the stages of an export, in order, and nothing else.
 
-    open_checkpoint -> calibrate -> fold -> build_float_graph -> quantize_graph -> package -> verify
+open_checkpoint -> calibrate -> fold -> build_float_graph -> quantize_graph -> package -> verify
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class ExportResult:
         from rich.table import Table
 
         table = Table(show_header=False, box=None)
+        table.add_column()
+        table.add_column(overflow="fold")  # a long path must not lose its end
         if self.paths:
             table.add_row("model", str(self.paths[0]))
         for name, value in self.metrics.items():
@@ -122,13 +124,16 @@ def export_with(
     from bdq_export.checkpoint import open_checkpoint
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
+    from bdq_export.quantize.specs import check_keep
+    from bdq_export.system_errors import resource_errors, signals_as_exceptions
 
     progress = progress or make_progress(quiet)
     check_separate(Path(model_dir), out)
     layout = check_output(out, force)
-    with tempfile.TemporaryDirectory(prefix="bdq-export-") as work:
+    with resource_errors(), signals_as_exceptions(), tempfile.TemporaryDirectory(prefix="bdq-export-") as work:
         with progress.stage("read model"):
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
+            check_keep(options, checkpoint.architecture, checkpoint.dimensions)
             need = check_resources(checkpoint, out, options)
         if dry_run:
             return _estimated(checkpoint, need)
@@ -279,5 +284,3 @@ def _require_packages() -> None:
         raise MissingDependencyError(
             f"exporting needs {', '.join(missing)}, not installed here; run: pip install 'bdq-export[export]'"
         )
-
-

@@ -16,25 +16,22 @@ import errno
 import hashlib
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from bdq_export.errors import BdqError, InvalidInputError, ResourceError
 from bdq_export.package.layout import SUMS, UNSUMMED, Layout, check_names, earlier_names
+from bdq_export.system_errors import errno_of, is_disk_full, signals_as_exceptions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 INLINE_BYTES = 1024
 """Initializers up to this size stay in the .onnx file, where shape inference can read them."""
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CHUNK = 1 << 20
 
@@ -144,7 +141,7 @@ def staged_output(layout: Layout, force: bool = False) -> Iterator[StagedOutput]
     """
     # inside OUT's folder where there is one, so that renames never cross a mount point
     beside = layout.folder if layout.folder.is_dir() else layout.folder.parent
-    with _signals_as_exceptions():
+    with signals_as_exceptions():
         with _output_errors(beside):
             folder = Path(tempfile.mkdtemp(prefix=".bdq-export-", dir=beside))
         try:
@@ -233,42 +230,13 @@ def _output_errors(folder: Path) -> Iterator[None]:
     except BdqError:
         raise
     except OSError as error:
-        code = _errno_of(error)
-        if code in _DISK_FULL:
+        if is_disk_full(error):
             raise ResourceError(
-                f"the disk of {folder} is full ({os.strerror(code)}); free some space or choose another OUT"
+                f"the disk of {folder} is full ({error}); free some space or choose another OUT"
             ) from error
+        code = errno_of(error)
         if code in _READ_ONLY:
             raise InvalidInputError(
                 f"{folder} cannot be written to ({os.strerror(code)}); choose another OUT or change its permissions"
             ) from error
         raise
-
-
-def _errno_of(error: BaseException | None) -> int:
-    """The first system error number in a chain of exceptions; 0 when there is none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return 0
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP raise SystemExit, so that the clean-up runs as for Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread set handlers
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    names = ("SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
