@@ -16,19 +16,17 @@ import numpy.typing as npt
 
 from bdq_export.errors import UsageError, VerificationError
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
+from bdq_export.system_errors import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
 
     from bdq_export.progress import Progress
-    from bdq_runtime.model import LanguageModel
 
 Array = npt.NDArray[Any]
 Reference = Callable[[Array], Array]
 """Token ids `[L]` int64 -> logits `[L, vocab]` float32 of the float model."""
 
-_ROWS = 64
-"""Rows of logits that are compared at a time: float64 copies of a whole window of a large vocabulary would be GBs."""
 _TOP1 = {2: 0.05, 3: 0.20, 4: 0.40, 8: 0.90, 16: 0.99}
 
 
@@ -135,6 +133,7 @@ def verify(
     """
     from bdq_export.progress import QuietProgress
     from bdq_runtime.model import LanguageModel
+    from bdq_runtime.perplexity import measure_perplexity
 
     windows = np.ascontiguousarray(tokens, np.int64)
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
@@ -143,64 +142,20 @@ def verify(
         model = LanguageModel(onnx_path, threads=threads)
     except (ValueError, FileNotFoundError) as error:
         raise VerificationError(f"ONNX Runtime does not open the exported model: {error}") from error
-    sums = _Sums()
+    scored = windows[:, 1:].size
     with (progress or QuietProgress()).stage("verify", total=len(windows)) as stage:
-        for window in windows:
-            expected = reference(window)
-            found = _exported_logits(model, window)
-            if found.shape != expected.shape:
-                raise VerificationError(
-                    f"logits of the exported model are {found.shape}, expected {expected.shape}; "
-                    "the graph must give all positions when logits_to_keep is 0"
-                )
-            sums.add(expected[:-1], found[:-1], window[1:])
-            stage.advance()
-    return sums.result(min_top1)
-
-
-def _exported_logits(model: LanguageModel, window: Array) -> Array:
-    model.reset()
-    try:
-        return model.append(window, all_logits=True)
-    except Exception as error:  # onnxruntime raises classes of a private module
-        line = " ".join(str(error).split())[:300]
-        raise VerificationError(f"ONNX Runtime cannot run the exported model: {line}") from error
-
-
-class _Sums:
-    """Running totals over scored positions."""
-
-    def __init__(self) -> None:
-        self.kl = self.same = self.nll_float = self.nll_quantized = 0.0
-        self.tokens = 0
-
-    def add(self, expected: Array, found: Array, targets: Array) -> None:
-        """Add the rows of two logit matrices `[n, vocab]`, and the tokens `[n]` that came next."""
-        for start in range(0, len(targets), _ROWS):
-            rows = slice(start, start + _ROWS)
-            p, q = _log_softmax(expected[rows]), _log_softmax(found[rows])
-            index = np.arange(len(p)), targets[rows]
-            self.kl += float((np.exp(p) * (p - q)).sum())
-            self.same += float((p.argmax(-1) == q.argmax(-1)).sum())
-            self.nll_float -= float(p[index].sum())
-            self.nll_quantized -= float(q[index].sum())
-            self.tokens += len(p)
-
-    def result(self, threshold: float) -> Verification:
-        n = self.tokens
-        return Verification(
-            kl=self.kl / n,
-            top1=self.same / n,
-            ppl_float=float(np.exp(self.nll_float / n)),
-            ppl_quantized=float(np.exp(self.nll_quantized / n)),
-            tokens=n,
-            threshold=threshold,
+        try:
+            found = measure_perplexity(model, windows, reference, lambda _: stage.advance())
+        except Exception as error:  # onnxruntime raises classes of a private module
+            if is_out_of_memory(error):
+                raise
+            line = " ".join(str(error).split())[:300]
+            raise VerificationError(f"the exported model cannot be compared with the float model: {line}") from error
+    if found.scored_tokens != scored:
+        raise VerificationError(
+            f"the exported model gives logits of {found.scored_tokens} positions, expected {scored}; "
+            "the graph must give all positions when logits_to_keep is 0"
         )
-
-
-def _log_softmax(logits: Array) -> Array:
-    """Log probabilities of the last axis, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
+    compared = (found.kl_divergence, found.top1_agreement, found.reference_perplexity)
+    kl, top1, ppl_float = (value for value in compared if value is not None)  # none is: there is a reference
+    return Verification(kl, top1, ppl_float, found.perplexity, scored, min_top1)
