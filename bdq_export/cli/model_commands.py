@@ -20,15 +20,15 @@ def eval_command(
     reference: Annotated[
         str | None, typer.Option(help="MODEL_DIR: adds the float model's perplexity, KL and top-1 agreement.")
     ] = None,
-    tasks: Annotated[
-        list[Path] | None, typer.Option(help="Zero-shot rows as JSON lines (repeatable).")
-    ] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="Zero-shot rows as JSON lines (repeatable).")] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Perplexity of a text and zero-shot accuracy, measured on the exported file itself."""
     from bdq_export.cli.output import print_result
     from bdq_export.commands import evaluate
+    from bdq_export.progress import make_progress
 
     result = evaluate.evaluate(
         model,
@@ -38,6 +38,7 @@ def eval_command(
         reference=reference,
         tasks=tuple(tasks or ()),
         threads=threads,
+        progress=make_progress(quiet),
     )
     print_result(result.to_dict(), evaluate.render(result), as_json)
 
@@ -48,9 +49,7 @@ def run_command(
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
-    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Generate text; tokens are printed as they come."""
