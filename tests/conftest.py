@@ -157,16 +157,15 @@ def _byte_tokenizer() -> Any:
     return tokenizer
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., Path]:
-    """Write a whole model folder: `model_dir(family="llama", dtype=None, **config changes) -> Path`."""
+@pytest.fixture(scope="session")
+def write_model(tiny_model: Callable[..., TinyModel]) -> Callable[..., Path]:
+    """Write a whole model folder: `write_model(directory, family="llama", dtype=None, **config changes) -> Path`."""
     from safetensors.torch import save_file
 
     from bdq_export.checkpoint import to_checkpoint_names
 
-    def make(family: str = "llama", dtype: Any = None, **changes: Any) -> Path:
+    def write(directory: Path, family: str = "llama", dtype: Any = None, **changes: Any) -> Path:
         tiny = tiny_model(family, **changes)
-        directory = tmp_path / "model"
         directory.mkdir()
         stored = to_checkpoint_names(tiny.architecture, tiny.weights)
         save_file(
@@ -176,5 +175,15 @@ def model_dir(tmp_path: Path, tiny_model: Callable[..., Any]) -> Callable[..., P
         _byte_tokenizer().save(str(directory / "tokenizer.json"))
         (directory / "tokenizer_config.json").write_text("{}")
         return directory
+
+    return write
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, write_model: Callable[..., Path]) -> Callable[..., Path]:
+    """Write a whole model folder: `model_dir(family="llama", dtype=None, **config changes) -> Path`."""
+
+    def make(family: str = "llama", dtype: Any = None, **changes: Any) -> Path:
+        return write_model(tmp_path / "model", family, dtype, **changes)
 
     return make

@@ -40,8 +40,10 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_8_bit_weights_agree_with_the_float_model(family: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    # GroupQueryAttention rotates a multiple of 16 channels; a head of the tiny model has 16
+    changes = {"partial_rotary_factor": 1.0} if family == "phi3" else {}
     result = export(
-        model_dir(family), tmp_path / "out", scheme="w8a16", transform="none", weights="rtn", min_top1=0.85
+        model_dir(family, **changes), tmp_path / "out", scheme="w8a16", transform="none", weights="rtn", min_top1=0.85
     )
     assert result.metrics["top1_agreement"] >= 0.85
     assert result.metrics["kl"] < 0.01
@@ -115,9 +117,7 @@ def test_the_folder_says_everything_and_leaks_no_path(model_dir: ModelDir, tmp_p
 
 def test_a_failed_verification_keeps_the_files_and_marks_them(model_dir: ModelDir, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="UNVERIFIED"):
-        export(
-            model_dir("llama"), tmp_path / "out", scheme="w2a16", transform="none", weights="rtn", min_top1=1.0
-        )
+        export(model_dir("llama"), tmp_path / "out", scheme="w2a16", transform="none", weights="rtn", min_top1=1.0)
     assert (tmp_path / "out" / "UNVERIFIED").exists()
     assert json.loads((tmp_path / "out" / "bdq_report.json").read_text())["verified"] is False
 
