@@ -44,9 +44,7 @@ def test_leaf_packages_import_only_what_their_layer_may(package: str) -> None:
     for path in _modules(package):
         for name in _imports(path):
             top = name.partition(".")[0]
-            assert top in ALLOWED[package] | {package} | sys.stdlib_module_names, (
-                f"{path.name} imports {name}"
-            )
+            assert top in ALLOWED[package] | {package} | sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
 def test_passes_use_only_the_packing_of_the_runtime() -> None:

@@ -32,9 +32,7 @@ def test_any_text_is_a_scheme_or_a_usage_error(text: str) -> None:
     assert QuantScheme.parse(str(scheme)) == scheme
 
 
-@pytest.mark.parametrize(
-    "text", ["", "w4", "w5a16", "w4a2", "w4a16kv5", "W4A16", "w4a16 ", "w4a16kv", "a4w4"]
-)
+@pytest.mark.parametrize("text", ["", "w4", "w5a16", "w4a2", "w4a16kv5", "W4A16", "w4a16 ", "w4a16kv", "a4w4"])
 def test_malformed_schemes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="scheme"):
         QuantScheme.parse(text)
