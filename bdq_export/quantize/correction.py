@@ -19,7 +19,7 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site
 from bdq_export.calibration.statistics import InputObserver
 
-DAMPING = 0.05
+DAMPING = 0.3
 """δ as a share of the mean diagonal: stronger than GPTQ's own, because the correction is fitted to noise too."""
 
 
@@ -66,7 +66,8 @@ class GapObserver(InputObserver):
         if self._gap is None:
             self._gap = torch.zeros(rows.shape[1], rows.shape[1])
         with torch.autocast("cpu", enabled=False):
-            self._gap.addmm_((next(self._floats).float() - rows).t(), rows)
+            gap = next(self._floats).float() - rows
+            self._gap.addmm_(gap.t(), rows)
         self._tokens += rows.shape[0]
 
     def corrected(self, weight: Tensor, hessian: Tensor) -> Tensor:

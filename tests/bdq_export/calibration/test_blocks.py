@@ -64,7 +64,14 @@ def test_statistics_are_those_of_the_inputs(family, tiny_model):
         assert (found.low, found.high) == pytest.approx((rows.min().item(), rows.max().item()), rel=1e-4)
         assert (found.hessian is not None) is hessians
         if found.hessian is not None:
-            torch.testing.assert_close(found.hessian.double(), rows.T @ rows / len(rows), rtol=1e-3, atol=1e-5)
+            expected = rows.T @ rows / len(rows)
+            torch.testing.assert_close(found.hessian.diagonal().double(), expected.diagonal(), rtol=1e-3, atol=1e-5)
+            share = (found.hessian.double() * expected).fill_diagonal_(0).sum() / expected.fill_diagonal_(
+                0
+            ).square().sum()
+            assert 0 < share <= 1.001
+            off_diagonal = found.hessian.double().fill_diagonal_(0)
+            torch.testing.assert_close(off_diagonal, share * expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(LookupError, match="no inputs"):
         observer.statistics("nowhere")
 
