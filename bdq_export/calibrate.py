@@ -52,7 +52,7 @@ _SKETCH_SHARE = 3
 """A transform that won is checked with a quick GPTQ of the first third of the blocks."""
 _CLEARLY = 0.02
 """Share of that loss by which it must win: below, the difference may be chance, and no transform is the safe choice."""
-_UNCALIBRATED = (8, 64)
+_UNCALIBRATED = (12, 24)
 """Sequences and tokens that are sampled only to verify a model that needs no calibration."""
 
 

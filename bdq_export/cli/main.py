@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -75,6 +77,9 @@ def _fail(message: str, code: int) -> int:
 
 def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     logging.basicConfig(level=os.environ.get("BDQ_LOG_LEVEL", "WARNING").upper(), stream=sys.stderr)
+    # Importing torch and transformers makes millions of objects that stay: collecting every 700 of them takes a fifth
+    # of the time of a quick export.
+    gc.set_threshold(100_000, 50, 50)
     command = typer.main.get_command(app)
     try:
         with resource_errors():
@@ -101,11 +106,17 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _leave(code: int) -> NoReturn:
+    # What is alive now dies with the process: a last collection of it all would take a second.
+    gc.freeze()
+    sys.exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `bdq`; leaves with one of the documented exit codes."""
-    sys.exit(_run(_application(), arguments))
+    _leave(_run(_application(), arguments))
 
 
 def main_export(arguments: Sequence[str] | None = None) -> None:
     """Run `bdq-export`, which is `bdq export`."""
-    sys.exit(_run(_export_application(), arguments))
+    _leave(_run(_export_application(), arguments))

@@ -29,13 +29,14 @@ class GptqOptions:
         damping: share of the Hessian's mean diagonal added to its diagonal; ten times as much where that is not
             enough to make it positive definite, and ten times again. A tenth, not the usual hundredth: a few thousand
             tokens do not say more about a wide layer (see `statistics.shrunk`).
-        sweeps: rounds of refinement of scales and codes afterwards; 0 for none.
+        sweeps: rounds of refinement of scales and codes afterwards; 0 for none. Two lower the error on the calibration
+            tokens and raised the loss on others (SmolLM2, first 8 blocks: 0.0330 nats against 0.0323).
         importance: weigh the grid search by the Hessian's diagonal.
         act_order: take columns in the order of falling input energy.
     """
 
     damping: float = 0.1
-    sweeps: int = 2
+    sweeps: int = 0
     importance: bool = True
     act_order: bool = True
 
