@@ -29,8 +29,8 @@ def lift_constants(model: ir.Model) -> None:
 def name_everything(model: ir.Model) -> None:
     """Name nodes `<module path>.<op>` unless a step named them, values after their node; drop foreign metadata.
 
-    The value of a node's first output is called as the node, further ones `<node>.output_<index>`; graph inputs, graph
-    outputs and initializers keep their names.
+    The value of a node's first output is called as the node, further ones `<node>.output_<index>`, or nothing
+    where nobody reads them; graph inputs, graph outputs and initializers keep their names.
     """
     counts: Counter[str] = Counter()
     taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)} | set(model.graph.initializers)
@@ -39,7 +39,9 @@ def name_everything(model: ir.Model) -> None:
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}.{counts[name] - 1}"
         for index, value in enumerate(node.outputs):
-            if not value.is_graph_output():
+            if index > 0 and not value.uses() and not value.is_graph_output():
+                value.name = ""  # left out: a norm would compute its mean and variance for nobody
+            elif not value.is_graph_output():
                 value.name = node.name if index == 0 else f"{node.name}.output_{index}"
                 assert value.name not in taken, f"two values are called {value.name}"
                 value.type, value.shape = None, None

@@ -6,6 +6,7 @@ import collections
 import getpass
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,11 @@ def test_rotary_part_that_the_operator_cannot_do_is_refused(tiny_model: Any) -> 
     tiny = tiny_model("phi3", partial_rotary_factor=0.75)
     with pytest.raises(UnsupportedModelError, match="12 channels of each head are rotated"):
         build_float_graph(tiny, tiny.weights)
+
+
+def test_outputs_that_nobody_reads_are_left_out(tiny_model: Callable[..., Any]) -> None:
+    tiny = tiny_model("llama")
+    graph = build_float_graph(tiny, tiny.weights).graph
+    for node in graph:
+        for value in node.outputs[1:]:
+            assert (value.name == "") == (not value.uses() and not value.is_graph_output()), node.name
