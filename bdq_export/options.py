@@ -45,9 +45,9 @@ class ExportOptions:
     transform: str = "auto"
     weights: str = "gptq"
     block_size: int | None = 32
-    symmetric: bool = False
+    symmetric: bool = True
     calib: str = "self"
-    calib_samples: int = 32
+    calib_samples: int = 24
     calib_seq_len: int = 512
     seed: int = 0
     keep: tuple[str, ...] = ()
