@@ -25,7 +25,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "w8a16"
-    export(model_dir, out, scheme="w8a16", transform="none", weights="rtn")
+    export(model_dir, out, scheme="w8a16", transform="bdq", weights="rtn", calib_samples=8, calib_seq_len=256)
     return out
 
 
