@@ -1,0 +1,53 @@
+"""How activations and the KV cache of a model are quantized: what calibration decides, passes write and kernels read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class ActivationQuantization:
+    """Dynamic, symmetric, one scale for each token (docs/ops.md, "Activations").
+
+    Attributes:
+        bits: 3, 4 or 8.
+        clip: part of the largest |x| of a token that the grid covers.
+    """
+
+    bits: int
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineTransform:
+    """What a linear applies to its inputs before it quantizes them: `Hadamard(x) * diagonal`.
+
+    Attributes:
+        hadamard_size: a power of two that divides K.
+        diagonal: float32 `[K]`; None is 1.
+    """
+
+    hadamard_size: int
+    diagonal: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class KVQuantization:
+    """The cache of one layer: asymmetric, one scale and zero point for each token and head (docs/ops.md, "One row").
+
+    Attributes:
+        key_bits: 3, 4 or 8.
+        value_bits: 3, 4 or 8.
+        key_clip: part of the range of a key head that the grid covers.
+        value_clip: the same of values.
+        hadamard: rotate query and key heads after RoPE.
+    """
+
+    key_bits: int
+    value_bits: int
+    key_clip: float = 1.0
+    value_clip: float = 1.0
+    hadamard: bool = False
