@@ -66,7 +66,6 @@ _ATTENTION_ATTRIBUTES: Mapping[str, Attribute | type] = {
     "local_window_size": -1,
 }
 _PACKED = {"weight": BYTES, "scales": HALF}
-_BIAS = {"bias": FLOAT}
 _QKV = {"query": FLOAT, "key": FLOAT, "value": FLOAT}
 _CACHE = {"past_key": BYTES, "past_value": BYTES, "seqlens_k": INDEX, "total_sequence_length": INDEX}
 _ROTARY = {"cos_cache": FLOAT, "sin_cache": FLOAT}
@@ -74,15 +73,12 @@ _ROTARY = {"cos_cache": FLOAT, "sin_cache": FLOAT}
 
 def _linears() -> list[Operator]:
     found = []
-    for name, front, extra in (
-        ("LowBitLinear", {}, {}),
-        ("HadamardLowBitLinear", {"diagonal": FLOAT}, {"hadamard_size": int}),
-        ("GatedLowBitLinear", {}, {"gate": "silu"}),
-    ):
-        attributes = _LINEAR_ATTRIBUTES | extra
-        inputs = {"x": FLOAT, **front, **_PACKED}
-        found.append(Operator(name, inputs, {"y": FLOAT}, attributes))
-        found.append(Operator(f"{name}Bias", inputs | _BIAS, {"y": FLOAT}, attributes))
+    for rotated, front, size in (("", {}, {}), ("Hadamard", {"diagonal": FLOAT}, {"hadamard_size": int})):
+        for gated, gate in (("", {}), ("Gated", {"gate": "silu"})):
+            for biased, back in (("", {}), ("Bias", {"bias": FLOAT})):
+                inputs = {"x": FLOAT, **front, **_PACKED, **back}
+                attributes = {**_LINEAR_ATTRIBUTES, **size, **gate}
+                found.append(Operator(f"{rotated}{gated}LowBitLinear{biased}", inputs, {"y": FLOAT}, attributes))
     return found
 
 
