@@ -1,4 +1,4 @@
-"""Weights in the panel layout of the `bdq` operators (docs/ops.md, "Panel layout"): packed once, read by every kernel."""
+"""Weights in the panel layout of the `bdq` operators (docs/ops.md, "Panel layout"): packed once, read in place."""
 
 from __future__ import annotations
 

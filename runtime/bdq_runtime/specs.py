@@ -1,4 +1,4 @@
-"""How activations and the KV cache of a model are quantized: what calibration decides, passes write and kernels read."""
+"""How activations and the KV cache are quantized: what calibration decides, passes write and kernels read."""
 
 from __future__ import annotations
 
