@@ -37,6 +37,7 @@ from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.report.report import Candidate, SiteFlatness
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
+from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +68,9 @@ class CalibrationResult:
         weights: the folded canonical float weights.
         quantized: canonical weight name -> quantized weight, embedding and lm_head included; the rest stays float.
         activation_ranges: canonical path -> static range, for integer operators; else empty.
+        activations: canonical path of each linear (and lm_head) -> its dynamic activation quantization; empty for a16.
+        online: canonical path of each linear -> what is applied to its input first; the linears of one site share one.
+        kv: layer -> quantization of its cache; empty for kv16.
         held_back: tokens `[samples, seq_len]` that nothing was fitted to.
         candidates: the held-out loss of each transform tried (nats, rounded to nearest), and of the final weights.
         loss: held-out loss of the chosen quantized weights, or None where nothing was measured.
@@ -82,6 +86,9 @@ class CalibrationResult:
     quantized: Mapping[str, QuantizedWeight]
     held_back: Tensor
     activation_ranges: Mapping[str, Range] = field(default_factory=dict)
+    activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
+    online: Mapping[str, OnlineTransform] = field(default_factory=dict)
+    kv: Mapping[int, KVQuantization] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     loss: float | None = None
     activation_flatness: tuple[SiteFlatness, ...] = ()
