@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bdq_runtime.bench import SpeedResult, measure_speed
     from bdq_runtime.generate import generate_tokens
+    from bdq_runtime.library import LibraryError, library_path, register
     from bdq_runtime.model import LanguageModel
     from bdq_runtime.perplexity import PerplexityResult, measure_perplexity, windows_of
     from bdq_runtime.session import create_session
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LanguageModel": "model",
+    "LibraryError": "library",
     "PerplexityResult": "perplexity",
     "SpeedResult": "bench",
     "TaskResult": "tasks",
@@ -32,14 +34,17 @@ _HOMES = {
     "create_session": "session",
     "evaluate_task": "tasks",
     "generate_tokens": "generate",
+    "library_path": "library",
     "load_rows": "tasks",
     "measure_perplexity": "perplexity",
     "measure_speed": "bench",
+    "register": "library",
     "windows_of": "perplexity",
 }
 
 __all__ = [
     "LanguageModel",
+    "LibraryError",
     "PerplexityResult",
     "SpeedResult",
     "TaskResult",
@@ -48,9 +53,11 @@ __all__ = [
     "create_session",
     "evaluate_task",
     "generate_tokens",
+    "library_path",
     "load_rows",
     "measure_perplexity",
     "measure_speed",
+    "register",
     "windows_of",
 ]
 

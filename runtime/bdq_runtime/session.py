@@ -11,23 +11,34 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from bdq_runtime.library import LibraryMissingError, LibraryTooOldError, register_for, warn_slow
+from bdq_runtime.opset import DOMAIN
+from bdq_runtime.opsets import opset_version
+
 _TYPES = ("float32", "float16", "int8", "uint8", "int32", "int64")
 _EXTERNAL = re.compile(r"External (?:initializer|data).*")
 
 
 def create_session(
-    path: str | Path, threads: int | None = None, providers: Sequence[str] | None = None
+    path: str | Path,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    use_library: bool | None = None,
 ) -> ort.InferenceSession:
-    """Open `path` in ONNX Runtime.
+    """Open `path` in ONNX Runtime, with the kernels of the op library where the model has `bdq` operators.
 
     Args:
         path: an `.onnx` file; its external data lies beside it.
         threads: threads inside one operator; None lets ONNX Runtime choose (one per core).
         providers: execution providers in order of preference; None takes the CPU.
+        use_library: None takes the library when it is there and knows the model's operators, and says so once when
+            not; True insists on it; False runs `bdq` operators as the functions of standard operators they carry.
 
     Raises:
         FileNotFoundError: no such file, or its data file is missing.
         ValueError: not an ONNX file, truncated data, a node ONNX Runtime does not know, or an unknown provider.
+        LibraryError: `use_library=True` and the library is missing or too old, or `BDQ_ISA` is no instruction set
+            of this machine.
     """
     file = Path(path)
     if not file.is_file():
@@ -41,8 +52,11 @@ def create_session(
             f"execution provider {missing[0]} is not available; this onnxruntime has "
             f"{', '.join(ort.get_available_providers())}"
         )
+    options = _options(threads)
+    if use_library is not False:
+        _add_library(options, file, insist=bool(use_library))
     try:
-        return ort.InferenceSession(str(file), _options(threads), providers=chosen)
+        return ort.InferenceSession(str(file), options, providers=chosen)
     except Exception as error:  # onnxruntime raises classes of a private module, all of them derived from Exception
         raise _explained(file, str(error)) from None
 
@@ -58,6 +72,18 @@ def _options(threads: int | None) -> ort.SessionOptions:
         threads = int(setting) if setting.isdecimal() else 0
     options.intra_op_num_threads = threads
     return options
+
+
+def _add_library(options: ort.SessionOptions, file: Path, insist: bool) -> None:
+    version = opset_version(file, DOMAIN)
+    if version is None:
+        return
+    try:
+        register_for(options, version)
+    except (LibraryMissingError, LibraryTooOldError) as error:
+        if insist:
+            raise
+        warn_slow(str(error))
 
 
 def _explained(file: Path, message: str) -> Exception:
