@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 namespace bdq {
 
@@ -28,7 +29,7 @@ class Serial final : public Parallel {
 // parallel_for(parallel, n, [&](std::size_t i) { ... }) without std::function.
 template <class Work>
 void parallel_for(Parallel& parallel, std::size_t count, Work&& work) {
-  parallel.run(count, [](void* state, std::size_t i) { (*static_cast<Work*>(state))(i); }, &work);
+  parallel.run(count, [](void* state, std::size_t i) { (*static_cast<std::remove_reference_t<Work>*>(state))(i); }, &work);
 }
 
 }  // namespace bdq
