@@ -1,6 +1,7 @@
 """What the bits of a quantized weight mean: codes, scales, zero points, and their bytes in memory.
 
 A code is always unsigned: `value = (code - zero_point) * scale`, with `zero_point = 2^(bits-1)` where none is stored.
+On the odd grid `value = (2 code - (2^bits - 1)) * scale`: as many levels below zero as above, none at zero.
 Weights are `[N, K]` (rows are output channels); a block is `block_size` consecutive columns of one row.
 The byte layout is the one of `com.microsoft::MatMulNBits`: per block a little-endian bit stream, low bits first.
 """
@@ -40,25 +41,43 @@ class PerBlock:
 
 Granularity = PerTensor | PerChannel | PerToken | PerBlock
 
+INTEGER = "integer"
+ODD = "odd"
+_ODD_BITS = (2, 3, 4)
+
 
 @dataclass(frozen=True)
 class QuantSpec:
     """How one tensor is quantized.
 
+    Attributes:
+        bits: 2 to 8.
+        granularity: what shares one scale.
+        symmetric: no zero points are stored.
+        dynamic: scales are computed when the model runs.
+        grid: "integer", or "odd": symmetric weights of 2 to 4 bits whose levels are the odd multiples of the scale.
+
     Raises:
-        ValueError: `bits` outside 2..8, or a block size that is no power of two from 16 to 256.
+        ValueError: `bits` outside 2..8, a block size that is no power of two from 16 to 256, or a grid that is none of
+            the two or that the rest of the spec does not have.
     """
 
     bits: int
     granularity: Granularity
     symmetric: bool = True
     dynamic: bool = False
+    grid: str = INTEGER
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}, expected 2 to 8")
         if isinstance(self.granularity, PerBlock) and self.granularity.size not in (16, 32, 64, 128, 256):
             raise ValueError(f"block size is {self.granularity.size}, expected 16, 32, 64, 128 or 256")
+        if self.grid not in (INTEGER, ODD):
+            raise ValueError(f"grid is {self.grid!r}, expected {INTEGER!r} or {ODD!r}")
+        if self.grid == ODD and (self.bits not in _ODD_BITS or not self.symmetric):
+            kind = "symmetric" if self.symmetric else "asymmetric"
+            raise ValueError(f"the odd grid with {kind} {self.bits} bits, expected symmetric 2, 3 or 4 bits")
 
     def block_size(self, columns: int) -> int:
         """Columns that share one scale in a row of `columns` columns."""
@@ -94,15 +113,18 @@ class QuantizedWeight:
             raise ValueError("zero points go with an asymmetric spec, and only with one")
 
     def dequantize(self) -> Array:
-        """`[N, K]` float32: `(code - zero_point) * scale`."""
+        """`[N, K]` float32: `(code - zero_point) * scale`, or `(2 code - (2^bits - 1)) * scale` on the odd grid."""
         k = self.codes.shape[1]
         block = self.spec.block_size(k)
+        spread = np.repeat(self.scales, block, axis=1)[:, :k]
+        if self.spec.grid == ODD:
+            odd: Array = (2 * self.codes.astype(np.float32) - ((1 << self.spec.bits) - 1)) * spread
+            return odd
         zero: Array = (
             np.full(self.scales.shape, 1 << (self.spec.bits - 1), np.float32)
             if self.zero_points is None
             else self.zero_points.astype(np.float32)
         )
-        spread = np.repeat(self.scales, block, axis=1)[:, :k]
         result: Array = (self.codes.astype(np.float32) - np.repeat(zero, block, axis=1)[:, :k]) * spread
         return result
 
@@ -163,7 +185,13 @@ def pack_codes(weight: QuantizedWeight) -> Array:
 
 
 def pack_matmul_nbits(weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
-    """Initializers of a MatMulNBits node: B (see `pack_codes`), scales `[N, blocks]`, packed zero points or None."""
+    """Initializers of a MatMulNBits node: B (see `pack_codes`), scales `[N, blocks]`, packed zero points or None.
+
+    Raises:
+        ValueError: a weight on the odd grid, which that operator does not have.
+    """
+    if weight.spec.grid == ODD:
+        raise ValueError("a weight on the odd grid, but MatMulNBits has integer zero points only")
     zeros = None if weight.zero_points is None else pack_bits(weight.zero_points, weight.spec.bits)
     return pack_codes(weight), weight.scales, zeros
 

@@ -94,6 +94,38 @@ def test_dequantize_by_hand(symmetric: bool) -> None:
     assert weight.dequantize().tolist() == [expected]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_odd_levels_are_odd_multiples_of_the_scale(bits: int) -> None:
+    spec = QuantSpec(bits, PerBlock(16), grid="odd")
+    codes = np.arange(1 << bits, dtype=np.uint8)[None]
+    weight = QuantizedWeight(codes, np.full((1, 1), 0.25, np.float32), None, spec)
+    top = (1 << bits) - 1
+    assert weight.dequantize().tolist() == [[level * 0.25 for level in range(-top, top + 1, 2)]]
+
+
+def test_odd_blocks_have_the_values_of_the_channel() -> None:
+    weight = _weight(3, 64, QuantSpec(3, PerChannel(), grid="odd"))
+    np.testing.assert_array_equal(with_blocks(weight).dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "grid", "message"),
+    [
+        (8, True, "odd", "the odd grid with symmetric 8 bits"),
+        (4, False, "odd", "the odd grid with asymmetric 4 bits"),
+        (4, True, "even", "grid is 'even', expected 'integer' or 'odd'"),
+    ],
+)
+def test_impossible_grid_is_an_error(bits: int, symmetric: bool, grid: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantSpec(bits, PerChannel(), symmetric, grid=grid)
+
+
+def test_matmul_nbits_has_no_odd_grid() -> None:
+    with pytest.raises(ValueError, match="odd grid"):
+        pack_matmul_nbits(_weight(2, 32, QuantSpec(4, PerBlock(32), grid="odd")))
+
+
 @settings
 @hypothesis.given(columns=st.integers(1, 300), symmetric=st.booleans(), bits=st.sampled_from([2, 4, 8]))
 def test_blocks_have_the_values_of_the_channel(columns: int, symmetric: bool, bits: int) -> None:
