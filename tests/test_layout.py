@@ -45,8 +45,12 @@ def test_leaf_packages_import_only_what_their_layer_may(package: str) -> None:
         allowed = ALLOWED[package] | {package} | sys.stdlib_module_names
         if path.name == "onnx_operators.py":  # for onnx's own evaluator; no module imports it
             allowed |= {"onnx"}
+        builds_images = path.is_relative_to(PACKAGES["bdq_runtime"] / "gpu")
+        if builds_images:
+            allowed |= {"triton"}
         for name in _imports(path):
             assert name != "bdq_runtime.reference.onnx_operators", f"{path.name} imports {name}"
+            assert builds_images or not name.startswith("bdq_runtime.gpu."), f"{path.name} imports {name}"
             assert name.partition(".")[0] in allowed, f"{path.name} imports {name}"
 
 
