@@ -11,17 +11,6 @@ namespace {
 
 constexpr float kMinScale = 0x1p-32f;
 
-// Calls visit(shift, width, first byte) for each plane of a row: 3 bits are a plane of the low 2 bits, then one of the high bit.
-template <class Visit>
-void for_each_plane(std::int64_t D, int bits, Visit visit) {
-  if (bits == 3) {
-    visit(0, 2, std::int64_t{0});
-    visit(2, 1, D * 2 / 8);
-  } else {
-    visit(0, bits, std::int64_t{0});
-  }
-}
-
 }  // namespace
 
 Grid make_grid(float hi, float lo, int bits) {
@@ -37,7 +26,7 @@ Grid make_grid(float hi, float lo, int bits) {
   word = (std::uint32_t{grid.scale_code} << 13) + (95u << 23);
   std::memcpy(&grid.scale, &word, sizeof word);
   grid.inverse = 1.0f / grid.scale;
-  // In range for every finite row below 2^46; beyond it, and for NaN, only the limits keep the conversion defined.
+  // In range for every row below 2^46; beyond it, and for NaN, only the limits keep the conversion defined.
   const float zero = std::nearbyint(-lo * grid.inverse);
   grid.zero_point = zero > -32768.0f ? std::min(zero, 32767.0f) : -32768.0f;
   return grid;
@@ -51,16 +40,12 @@ void quantize_scalar(const float* x, std::uint8_t* row, std::int64_t D, int bits
   }
   const Grid grid = make_grid(hi * clip, lo * clip, bits);
   const float top = static_cast<float>((1 << bits) - 1);
-  std::memset(row, 0, static_cast<std::size_t>(D * bits / 8));
+  std::uint8_t codes[kMaxHeadSize];
   for (std::int64_t channel = 0; channel < D; ++channel) {
     const float level = std::nearbyint(x[channel] * grid.inverse) + grid.zero_point;
-    const int code = static_cast<int>(level > 0.0f ? std::min(level, top) : 0.0f);
-    for_each_plane(D, bits, [&](int shift, int width, std::int64_t first) {
-      const std::int64_t bytes = D * width / 8;
-      const int field = code >> shift & ((1 << width) - 1);
-      row[first + channel % bytes] |= static_cast<std::uint8_t>(field << (channel / bytes * width));
-    });
+    codes[channel] = static_cast<std::uint8_t>(level > 0.0f ? std::min(level, top) : 0.0f);
   }
+  pack_planes(codes, row, D, bits);
   store_grid(grid, row + D * bits / 8);
 }
 
@@ -68,23 +53,28 @@ void dequantize_scalar(const std::uint8_t* row, float* x, std::int64_t D, int bi
   const std::uint8_t* tail = row + D * bits / 8;
   const float scale = scale_of(tail);
   const int zero = zero_point_of(tail);
-  for (std::int64_t channel = 0; channel < D; ++channel) {
-    int code = 0;
-    for_each_plane(D, bits, [&](int shift, int width, std::int64_t first) {
-      const std::int64_t bytes = D * width / 8;
-      code |= (row[first + channel % bytes] >> (channel / bytes * width) & ((1 << width) - 1)) << shift;
-    });
-    x[channel] = static_cast<float>(code - zero) * scale;
-  }
+  std::uint8_t codes[kMaxHeadSize];
+  unpack_planes(row, codes, D, bits);
+  for (std::int64_t channel = 0; channel < D; ++channel) x[channel] = static_cast<float>(codes[channel] - zero) * scale;
 }
 
 }  // namespace cache_rows
 
-void quantize_cache_row(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip, Isa) {
+void quantize_cache_row(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip, Isa isa) {
+#if defined(__x86_64__)
+  if (isa != Isa::kScalar) return cache_rows::quantize_avx2(x, row, D, bits, clip);
+#else
+  (void)isa;
+#endif
   cache_rows::quantize_scalar(x, row, D, bits, clip);
 }
 
-void dequantize_cache_row(const std::uint8_t* row, float* x, std::int64_t D, int bits, Isa) {
+void dequantize_cache_row(const std::uint8_t* row, float* x, std::int64_t D, int bits, Isa isa) {
+#if defined(__x86_64__)
+  if (isa != Isa::kScalar) return cache_rows::dequantize_avx2(row, x, D, bits);
+#else
+  (void)isa;
+#endif
   cache_rows::dequantize_scalar(row, x, D, bits);
 }
 

@@ -36,8 +36,19 @@ inline float scale_of(const std::uint8_t* tail) {
 
 inline int zero_point_of(const std::uint8_t* tail) { return (tail[2] | tail[3] << 8) - 32768; }
 
+// Codes [D], one a byte, to and from the planes of a row.
+void pack_planes(const std::uint8_t* codes, std::uint8_t* row, std::int64_t D, int bits);
+void unpack_planes(const std::uint8_t* row, std::uint8_t* codes, std::int64_t D, int bits);
+
+constexpr std::int64_t kMaxHeadSize = 4096;  // check_attention
+
 // The scalar code, which every instruction set agrees with bit for bit.
 void quantize_scalar(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip);
 void dequantize_scalar(const std::uint8_t* row, float* x, std::int64_t D, int bits);
+
+#if defined(__x86_64__)
+void quantize_avx2(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip);
+void dequantize_avx2(const std::uint8_t* row, float* x, std::int64_t D, int bits);
+#endif
 
 }  // namespace bdq::cache_rows

@@ -3,10 +3,21 @@
 #include <cstring>
 
 #include "../rows.h"
+#include "vector_tables.h"
 
 namespace bdq::attention {
 
-const Kernels& kernels_for(Isa) { return kScalarKernels; }
+const Kernels& kernels_for(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx2:
+    case Isa::kAvxVnni: return avx2::kernels;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx: return avx512::kernels;
+#endif
+    default: return kScalarKernels;
+  }
+}
 
 void prepare_head(const Problem& problem, const Kernels& kernels, const float* x, std::int64_t position, float* y) {
   const AttentionArguments& a = problem.arguments;

@@ -1,0 +1,24 @@
+// Attention with AVX2.
+#if defined(__x86_64__)
+
+#include "vectors_avx2.h"
+
+#include <cstring>
+
+#include "../cache_rows.h"
+#include "../rows.h"
+#include "lanes.h"
+#include "transpose_avx2.h"
+#include "vector_tables.h"
+
+namespace bdq::attention::avx2 {
+namespace {
+
+#include "functions_inl.h"
+#include "many_lanes_inl.h"
+#include "few_lanes_inl.h"
+#include "vector_kernels_inl.h"
+
+}  // namespace bdq::attention::avx2
+
+#endif
