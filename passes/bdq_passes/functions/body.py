@@ -1,0 +1,150 @@
+"""What the body of a function is written with: nodes, constants, attributes of the node that calls it, choices.
+
+One function serves all nodes of its name in a model, since onnx's evaluator and others look functions up by name. What
+depends on an attribute is computed from it where a formula does, and chosen by an `If` where not; no `If` is written
+for an attribute on which all nodes of the model agree. ONNX Runtime folds both when it opens the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Value = int | float | str
+Array = npt.NDArray[Any]
+_KINDS: tuple[tuple[type, str, ir.AttributeType], ...] = (
+    (int, "value_int", ir.AttributeType.INT),
+    (float, "value_float", ir.AttributeType.FLOAT),
+    (str, "value_string", ir.AttributeType.STRING),
+)
+
+
+class Body:
+    """A list of nodes that grows.
+
+    Attributes:
+        nodes: in order.
+        values: attribute -> the values that it has in the nodes that call the function.
+    """
+
+    def __init__(self, values: Mapping[str, frozenset[Value]], parent: Body | None = None) -> None:
+        self.nodes: list[ir.Node] = []
+        self.values = values
+        self._parent = parent
+        self._numbers: count[int] = parent._numbers if parent else count()
+        self._constants: dict[Any, ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value | Array | np.generic, **attributes: Any) -> ir.Value:
+        """The output of a new node; arrays become constants."""
+        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value | Array | np.generic, outputs: int, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """The outputs of a new node that has several."""
+        taken = [self.constant(item) if isinstance(item, np.ndarray | np.generic) else item for item in inputs]
+        results = [ir.Value(name=f"{op_type}_{next(self._numbers)}") for _ in range(outputs)]
+        self.nodes.append(ir.node(op_type, taken, attributes, outputs=results, name=results[0].name))
+        return results
+
+    def constant(self, array: Array | np.generic) -> ir.Value:
+        """A constant; one node for equal ones."""
+        array = np.asarray(array)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        return self._remembered(key, lambda: self.op("Constant", value=ir.tensor(array)))
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """int64 `[len(numbers)]`."""
+        return self.constant(np.array(numbers, np.int64))
+
+    def attribute(self, name: str) -> ir.Value:
+        """The value of an attribute of the calling node: a scalar, int64, float32 or string."""
+        kind = type(next(iter(self.values[name])))
+        given, attribute_type = next((given, known) for of, given, known in _KINDS if issubclass(kind, of))
+        return self._remembered(name, lambda: self.op("Constant", **{given: ir.RefAttr(given, name, attribute_type)}))
+
+    def shape(self, *sizes: int | ir.Value) -> ir.Value:
+        """A shape from numbers and scalars, int64 `[len(sizes)]`."""
+        parts = [self.ints(s) if isinstance(s, int) else self.op("Reshape", s, self.ints(1)) for s in sizes]
+        return self.op("Concat", *parts, axis=0)
+
+    def reshape(self, x: ir.Value, *sizes: int | ir.Value) -> ir.Value:
+        """`x` in another shape; 0 keeps a dimension, -1 takes what is left."""
+        numbers = [size for size in sizes if isinstance(size, int)]
+        target = self.ints(*numbers) if len(numbers) == len(sizes) else self.shape(*sizes)
+        return self.op("Reshape", x, target)
+
+    def cut(self, x: ir.Value, axis: int, start: int | ir.Value, end: int | ir.Value) -> ir.Value:
+        """`x` from `start` to `end` along one axis."""
+        return self.op("Slice", x, self.shape(start), self.shape(end), self.ints(axis))
+
+    def choose(self, attribute: str, kind: Callable[[Any], Any], build: Callable[[Body, Any], ir.Value]) -> ir.Value:
+        """What `build(body, kind)` gives for the kind of the calling node's attribute."""
+        groups: dict[Any, list[Value]] = {}
+        for value in sorted(self.values[attribute]):
+            groups.setdefault(kind(value), []).append(value)
+        return self._choose(attribute, list(groups.items()), build)
+
+    def _choose(
+        self, attribute: str, groups: list[tuple[Any, list[Value]]], build: Callable[[Body, Any], ir.Value]
+    ) -> ir.Value:
+        (kind, values), *rest = groups
+        if not rest:
+            return build(self, kind)
+        given = self.attribute(attribute)
+        equals = [self.op("Equal", given, self.constant(_scalar(value))) for value in values]
+        condition = reduce(lambda a, b: self.op("Or", a, b), equals)
+        then = self._branch(lambda body: build(body, kind))
+        otherwise = self._branch(lambda body: body._choose(attribute, rest, build))
+        return self.op("If", condition, then_branch=then, else_branch=otherwise)
+
+    def _branch(self, build: Callable[[Body], ir.Value]) -> ir.Graph:
+        body = Body(self.values, self)
+        output = build(body)
+        if output.producer() not in body.nodes:
+            output = body.op("Identity", output)
+        return ir.Graph([], [output], nodes=body.nodes, name=f"branch_{next(self._numbers)}")
+
+    def _remembered(self, key: Any, make: Callable[[], ir.Value]) -> ir.Value:
+        body: Body | None = self
+        while body is not None:
+            if key in body._constants:
+                return body._constants[key]
+            body = body._parent
+        self._constants[key] = make()
+        return self._constants[key]
+
+
+def function(
+    domain: str,
+    name: str,
+    inputs: Iterable[str],
+    attributes: Iterable[str],
+    opset: int,
+    values: Mapping[str, frozenset[Value]],
+    build: Callable[[Body, dict[str, ir.Value]], Sequence[ir.Value]],
+) -> ir.Function:
+    """The function whose outputs `build(body, inputs)` gives; a caller has to set every attribute."""
+    body = Body(values)
+    given = {item: ir.Value(name=item) for item in inputs}
+    outputs = build(body, given)
+    graph = ir.Graph(list(given.values()), outputs, nodes=body.nodes, opset_imports={"": opset}, name=name)
+    kinds = {
+        item: next(known for of, _, known in _KINDS if issubclass(type(next(iter(values[item]))), of))
+        for item in attributes
+    }
+    declared = [ir.Attr(item, kind, None) for item, kind in kinds.items()]
+    return ir.Function(domain, name, graph=graph, attributes=declared)
+
+
+def _scalar(value: Value) -> Array:
+    """An attribute's value as a constant of the type that `Constant` gives it."""
+    if isinstance(value, str):
+        return np.array(value, object)
+    return np.array(value, np.int64 if isinstance(value, int) else np.float32)
