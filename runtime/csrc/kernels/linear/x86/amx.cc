@@ -1,0 +1,28 @@
+// AMX: tiles of 16 rows by 16 channels for many rows; what there is for AVX-512 with VNNI otherwise.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 inside its own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC push_options
+#pragma GCC target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+namespace bdq {
+namespace {
+
+#include "vector512.inl.h"
+#include "common.inl.h"
+#include "vnni512.inl.h"
+#include "amx_tiles.inl.h"
+
+}  // namespace
+
+const LinearKernels& amx_linear_kernels() {
+  static constexpr LinearKernels table{hadamard<Vector512>, quantize<Vector512>, multiply_amx, scratch_bytes};
+  return table;
+}
+
+}  // namespace bdq
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,56 @@
+// AVX2: 8-bit products in pairs of 16 bits.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 inside its own intrinsics
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace bdq {
+namespace {
+
+#include "vector256.inl.h"
+#include "common.inl.h"
+
+// _mm256_maddubs_epi16 saturates at 16 bits: codes of 8 bits go through it as two halves of 4.
+struct PairDot {
+  static __m256i halves(__m256i w, __m256i a) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(w, mask), a);
+    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(w, 4), mask), a);
+    return _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_set1_epi16(1)), _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+  }
+  template <bool wide> static __m256i dot(__m256i acc, __m256i w, __m256i a) {
+    if constexpr (wide) return _mm256_add_epi32(acc, halves(w, a));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+  }
+  static __m256i quad(const std::int8_t* a) {
+    std::int32_t four;
+    __builtin_memcpy(&four, a, 4);
+    return _mm256_set1_epi32(four);
+  }
+  template <int bits> static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
+    if constexpr (bits == 8) {
+      for (int i = 0; i < 8; i += 2) {
+        acc = dot<true>(acc, w[i], quad(a + 4 * i));
+        other = dot<true>(other, w[i + 1], quad(a + 4 * i + 4));
+      }
+    } else {  // a pair is at most 15 * 128 * 2 here, so 8 of them fit 16 bits
+      __m256i pairs = _mm256_maddubs_epi16(w[0], quad(a));
+      for (int i = 1; i < 8; ++i) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[i], quad(a + 4 * i)));
+      acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+  }
+};
+
+}  // namespace
+
+const LinearKernels& avx2_linear_kernels() {
+  static constexpr LinearKernels table{hadamard<Vector256>, quantize<Vector256>, multiply<Vector256, PairDot>, scratch_bytes};
+  return table;
+}
+
+}  // namespace bdq
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,46 @@
+// From the bits of a panel to bytes. Included in the anonymous namespace of a file that has set its target.
+//
+// A step is 32 columns: 8 quads of four columns, each a vector whose 32-bit lanes are output channels.
+
+constexpr std::int64_t kStep = 32;
+
+// Bytes of one panel for step s start at `panel` + what these say; at 3 bits those of the high plane, too.
+template <int bits> inline const std::uint8_t* step_bytes(const std::uint8_t* panel, std::int64_t s) {
+  if constexpr (bits == 3) return panel + s / 2 * 384 + s % 2 * 128;
+  return panel + s * 64 * bits;
+}
+inline const std::uint8_t* step_high_bytes(const std::uint8_t* panel, std::int64_t s) {
+  return panel + s / 2 * 384 + 256 + s % 2 * 64;
+}
+
+// Codes of step s; `panel` is moved by 32 bytes for the upper lanes of 256-bit vectors.
+template <class V, int bits> inline void decode(const std::uint8_t* panel, std::int64_t s, typename V::I (&w)[8]) {
+  const std::uint8_t* p = step_bytes<bits>(panel, s);
+  if constexpr (bits == 8) {
+    for (int i = 0; i < 8; ++i) w[i] = V::load(p + 64 * i);
+  } else if constexpr (bits == 4) {
+    for (int i = 0; i < 4; ++i) {
+      const auto b = V::load(p + 64 * i);
+      w[2 * i] = V::template field<0>(b, 15);
+      w[2 * i + 1] = V::template field<4>(b, 15);
+    }
+  } else if constexpr (bits == 2) {
+    for (int i = 0; i < 2; ++i) {
+      const auto b = V::load(p + 64 * i);
+      w[4 * i] = V::template field<0>(b, 3);
+      w[4 * i + 1] = V::template field<2>(b, 3);
+      w[4 * i + 2] = V::template field<4>(b, 3);
+      w[4 * i + 3] = V::template field<6>(b, 3);
+    }
+  } else {
+    const auto high = V::load(step_high_bytes(panel, s)), low0 = V::load(p), low1 = V::load(p + 64);
+    w[0] = V::merge(low0, 3, V::template shift16<-2>(high), 7);
+    w[1] = V::merge(V::template shift16<2>(low0), 3, V::template shift16<-1>(high), 7);
+    w[2] = V::merge(V::template shift16<4>(low0), 3, high, 7);
+    w[3] = V::merge(V::template shift16<6>(low0), 3, V::template shift16<1>(high), 7);
+    w[4] = V::merge(low1, 3, V::template shift16<2>(high), 7);
+    w[5] = V::merge(V::template shift16<2>(low1), 3, V::template shift16<3>(high), 7);
+    w[6] = V::merge(V::template shift16<4>(low1), 3, V::template shift16<4>(high), 7);
+    w[7] = V::merge(V::template shift16<6>(low1), 3, V::template shift16<5>(high), 7);
+  }
+}

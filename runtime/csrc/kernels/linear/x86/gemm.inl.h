@@ -1,0 +1,189 @@
+// Many rows: a block of two panels is decoded to bytes in the first-level cache and used by all rows. Included in the anonymous
+// namespace of a file that has set its target.
+
+// Where things are while columns of chunks [first, first + chunks) are multiplied.
+struct Part {
+  std::int64_t first = 0, chunks = 0;
+  std::uint8_t* codes = nullptr;        // [2 panels, chunks, 16 quads, 64]
+  float* scales = nullptr;              // [blocks of the part, 32]; per block only
+  std::int64_t panels = 2;
+  bool start = false;                   // accumulators are not set yet
+};
+
+template <class V, int bits> void decode_part(const Multiplication& m, std::int64_t group, const Part& part) {
+  constexpr int kParts = 16 / V::kWidth;
+  for (std::int64_t p = 0; p < part.panels; ++p) {
+    const std::uint8_t* panel = m.weight + (2 * group + p) * m.panel_bytes();
+    std::uint8_t* to = part.codes + p * part.chunks * 1024;
+    for (std::int64_t s = 2 * part.first; s < 2 * (part.first + part.chunks); ++s, to += 512) {
+      for (int half = 0; half < kParts; ++half) {
+        typename V::I w[8];
+        decode<V, bits>(panel + half * 32, s, w);
+        if (bits < 8 && m.spec.odd_grid) {
+          for (int i = 0; i < 8; ++i) w[i] = V::add8(w[i], w[i]);
+        }
+        for (int i = 0; i < 8; ++i) V::store(to + i * 64 + half * 32, w[i]);
+      }
+    }
+  }
+}
+
+template <class V> void decode_part(const Multiplication& m, std::int64_t group, const Part& part) {
+  switch (m.spec.weight_bits) {
+    case 2: decode_part<V, 2>(m, group, part); break;
+    case 3: decode_part<V, 3>(m, group, part); break;
+    case 4: decode_part<V, 4>(m, group, part); break;
+    default: decode_part<V, 8>(m, group, part); break;
+  }
+  if (m.spec.block_size == 0) return;
+  const std::int64_t begin = part.first * kChunk / m.spec.block_size;
+  const std::int64_t end = (part.first + part.chunks) * kChunk;
+  float* to = part.scales;
+  for (std::int64_t b = begin; b < m.sizes.blocks && b * m.spec.block_size < end; ++b, to += 2 * kLanes) {
+    for (std::int64_t p = 0; p < 2; ++p) {
+      const std::int64_t panel = 2 * group + (p < part.panels ? p : 0);
+      for (int i = 0; i < kLanes; i += V::kWidth) {
+        V::store_f(to + p * kLanes + i, V::half(m.scales + (panel * m.sizes.blocks + b) * kLanes + i));
+      }
+    }
+  }
+}
+
+// `rows` rows (within one tile of kRowTile) by `vectors` vectors. D::dot<wide>(acc, w, a): one quad, a in each lane.
+template <class V, class D, int rows, int vectors, bool wide>
+inline void quads(typename V::I (&acc)[rows][vectors], const std::int8_t* a, const std::uint8_t* w, std::int64_t stride, int count) {
+#pragma GCC unroll 8
+  for (int q = 0; q < count; ++q) {
+    typename V::I codes[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) codes[v] = V::load(w + v * stride + q * 64);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      std::int32_t four;
+      __builtin_memcpy(&four, a + i * kChunk + q * 4, 4);
+      const typename V::I all = V::all32(four);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) acc[i][v] = D::template dot<wide>(acc[i][v], codes[v], all);
+    }
+  }
+}
+
+template <class V, class D, int rows, int vectors, bool wide>
+void tile_channels(const Multiplication& m, const Part& part, std::int64_t row, const std::uint8_t* w, std::int64_t stride,
+                   std::int64_t out_stride, std::int32_t* out) {
+  typename V::I acc[rows][vectors];
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < vectors; ++v) acc[i][v] = part.start ? V::zero() : V::load(out + i * 32 + v * out_stride);
+  }
+  const std::int8_t* a = m.codes(row) + part.first * kRowTile * kChunk;
+  for (std::int64_t c = 0; c < part.chunks; ++c) quads<V, D, rows, vectors, wide>(acc, a + c * kRowTile * kChunk, w + c * 1024, stride, 16);
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < vectors; ++v) V::store(out + i * 32 + v * out_stride, acc[i][v]);
+  }
+}
+
+template <class V, class D, int rows, int vectors, bool wide>
+void tile_blocks(const Multiplication& m, const Part& part, std::int64_t row, const std::uint8_t* w, std::int64_t stride,
+                 std::int64_t out_stride, std::int32_t* out) {
+  const std::int64_t each = m.spec.block_size / kStep, steps = 2 * part.chunks;
+  const std::int32_t* offsets = m.a.offsets + row * m.sum_count + part.first * kChunk / m.spec.block_size;
+  const std::int8_t* a = m.codes(row) + part.first * kRowTile * kChunk;
+  auto* sums = reinterpret_cast<float*>(out);
+  const float* scales = part.scales + (w - part.codes) % 1024 / 4 + (w - part.codes) / (part.chunks * 1024) * kLanes;
+  const std::int64_t blocks = m.sum_count - part.first * kChunk / m.spec.block_size;
+  for (std::int64_t b = 0; b < blocks && b * each < steps; ++b) {
+    typename V::I acc[rows][vectors];
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < vectors; ++v) acc[i][v] = V::all32(offsets[i * m.sum_count + b]);
+    }
+    const std::int64_t end = (b + 1) * each < steps ? (b + 1) * each : steps;
+    for (std::int64_t s = b * each; s < end; ++s) {
+      quads<V, D, rows, vectors, wide>(acc, a + s / 2 * kRowTile * kChunk + s % 2 * kStep, w + s * 512, stride, 8);
+    }
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < vectors; ++v) {
+        float* sum = sums + i * 32 + v * out_stride;
+        const auto before = part.start && b == 0 ? V::zero_f() : V::load_f(sum);
+        V::store_f(sum, V::fmadd(V::to_f(acc[i][v]), V::load_f(scales + b * 32 + v * out_stride), before));
+      }
+    }
+  }
+}
+
+template <class V, class D, int rows, bool wide>
+inline void tile(const Multiplication& m, const Part& part, std::int64_t row, std::int32_t* out) {
+  const bool blocks = m.spec.block_size != 0;
+  const auto run = [&](auto vectors, const std::uint8_t* w, std::int64_t stride, std::int64_t out_stride, std::int32_t* to) {
+    constexpr int kVectors = decltype(vectors)::value;
+    blocks ? tile_blocks<V, D, rows, kVectors, wide>(m, part, row, w, stride, out_stride, to)
+           : tile_channels<V, D, rows, kVectors, wide>(m, part, row, w, stride, out_stride, to);
+  };
+  const std::int64_t panel = part.chunks * 1024;
+  if constexpr (V::kWidth == 16) {
+    part.panels == 2 ? run(Count<2>{}, part.codes, panel, kLanes, out) : run(Count<1>{}, part.codes, panel, kLanes, out);
+  } else {
+    for (std::int64_t p = 0; p < part.panels; ++p) run(Count<2>{}, part.codes + p * panel, 32, V::kWidth, out + p * kLanes);
+  }
+}
+
+template <class V, class D, bool wide>
+void rows_by_vectors(const Multiplication& m, const Part& part, std::int64_t begin, std::int64_t end, std::int32_t* out) {
+  std::int64_t row = begin;
+  if constexpr (V::kWidth == 16) {
+    for (; row + 8 <= end; row += 8) tile<V, D, 8, wide>(m, part, row, out + (row - begin) * 32);
+  }
+  for (; row + 4 <= end; row += 4) tile<V, D, 4, wide>(m, part, row, out + (row - begin) * 32);
+  for (; row + 2 <= end; row += 2) tile<V, D, 2, wide>(m, part, row, out + (row - begin) * 32);
+  if (row < end) tile<V, D, 1, wide>(m, part, row, out + (row - begin) * 32);
+}
+
+// How columns are cut: parts of a similar number of chunks that the first-level cache holds, blocks whole.
+inline std::int64_t part_chunks(const Multiplication& m, std::int64_t most) {
+  const std::int64_t unit = m.spec.block_size > kChunk ? m.spec.block_size / kChunk : 1;
+  const std::int64_t parts = (m.sizes.chunks + most - 1) / most;
+  return ((m.sizes.chunks + parts - 1) / parts + unit - 1) / unit * unit;
+}
+
+constexpr std::int64_t kMostChunks = 16;
+
+struct GemmScratch {
+  std::size_t codes, scales, accumulators;  // bytes of each
+  std::size_t each;                         // accumulators of one group
+  std::size_t total() const { return codes + scales + accumulators; }
+};
+
+inline GemmScratch gemm_scratch(std::int64_t rows, std::int64_t groups) {
+  GemmScratch found{};
+  const std::int64_t padded = (rows + 2 * kRowTile - 1) / (2 * kRowTile) * 2 * kRowTile;
+  found.codes = 2 * (kMostChunks + 4) * 1024;
+  found.scales = 2 * (kMostChunks + 4) * 32 * sizeof(float);
+  found.each = static_cast<std::size_t>(padded) * 32 * sizeof(std::int32_t);
+  found.accumulators = found.each * static_cast<std::size_t>(groups);
+  return found;
+}
+
+// Multiply rows(m, part, begin, end, accumulators) for each part and group, then finish.
+template <class V, class Rows>
+void multiply_many(const Multiplication& m, std::int64_t begin, std::int64_t end, std::int64_t group_begin, std::int64_t group_end,
+                   std::uint8_t* scratch, std::int64_t most_chunks, Rows&& rows) {
+  const GemmScratch size = gemm_scratch(end - begin, group_end - group_begin);
+  Part part;
+  part.codes = scratch;
+  part.scales = reinterpret_cast<float*>(scratch + size.codes);
+  std::uint8_t* accumulators = scratch + size.codes + size.scales;
+  const std::int64_t each = part_chunks(m, most_chunks);
+  for (part.first = 0; part.first < m.sizes.chunks; part.first += each) {
+    part.chunks = each < m.sizes.chunks - part.first ? each : m.sizes.chunks - part.first;
+    part.start = part.first == 0;
+    for (std::int64_t group = group_begin; group < group_end; ++group) {
+      part.panels = 2 * group + 1 < m.sizes.panels ? 2 : 1;
+      decode_part<V>(m, group, part);
+      auto* out = reinterpret_cast<std::int32_t*>(accumulators + size.each * static_cast<std::size_t>(group - group_begin));
+      rows(m, part, begin, end, out);
+    }
+  }
+  for (std::int64_t group = group_begin; group < group_end; ++group) {
+    finish<V>(m, group, begin, end,
+              reinterpret_cast<std::int32_t*>(accumulators + size.each * static_cast<std::size_t>(group - group_begin)), 0);
+  }
+}

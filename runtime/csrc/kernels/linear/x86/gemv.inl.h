@@ -1,0 +1,105 @@
+// Few rows: a weight is decoded in registers and read once. Included in the anonymous namespace of a file that has set its target.
+// D::dot8<bits>(acc, other, w, a) adds 8 quads of products of codes w and the 32 bytes at a, half of them to each of acc and other.
+
+// Accumulators of `panels` panels (of weights and scales that start at `panel`) for rows [0, rows), to out [rows, panels * 16].
+template <class V, class D, int bits, int rows, int panels, bool blocks>
+inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], std::int32_t* out) {
+  using I = typename V::I;
+  using F = typename V::F;
+  constexpr int kParts = 16 / V::kWidth, kVectors = panels * kParts;
+  const std::uint8_t* weight[kVectors];
+  const std::uint16_t* scales[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    weight[v] = m.weight + panel[v / kParts] * m.panel_bytes() + v % kParts * 32;
+    scales[v] = m.scales + panel[v / kParts] * m.sizes.blocks * kLanes + v % kParts * V::kWidth;
+  }
+  const std::int64_t steps = m.sizes.chunks * 2, row_bytes = m.padded_K();
+  const std::int64_t steps_each = blocks ? m.spec.block_size / kStep : steps;
+  const int shift = m.spec.odd_grid ? 1 : 0;
+  F sum[rows][kVectors];
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = V::zero_f();
+  }
+  std::int64_t s = 0;
+  for (std::int64_t b = 0; b < m.sizes.blocks; ++b) {
+    I acc[rows][kVectors], other[rows][kVectors];
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = other[i][v] = V::zero();
+    }
+    const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
+    for (; s < end; ++s) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        I w[8];
+        decode<V, bits>(weight[v], s, w);
+        if (v % kParts == 0) {
+          for (int line = 0; line < bits; ++line) {
+            _mm_prefetch(reinterpret_cast<const char*>(weight[v] + s * 64 * bits + 64 * line + kPrefetch), _MM_HINT_T0);
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; ++i) D::template dot8<bits>(acc[i][v], other[i][v], w, m.a.codes + i * row_bytes + s * kStep);
+      }
+    }
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        const I both = V::add32(acc[i][v], other[i][v]);
+        if constexpr (blocks) {
+          const I exact = V::add32(V::left32(both, shift), V::all32(m.a.offsets[i * m.sum_count + b]));
+          sum[i][v] = V::fmadd(V::to_f(exact), V::half(scales[v] + b * kLanes), sum[i][v]);
+        } else {
+          V::store(out + i * panels * kLanes + v * V::kWidth, both);
+        }
+      }
+    }
+  }
+  if constexpr (blocks) {
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        V::store_f(reinterpret_cast<float*>(out) + i * panels * kLanes + v * V::kWidth, sum[i][v]);
+      }
+    }
+  }
+}
+
+template <class V, class D, int bits, int rows, bool blocks>
+void gemv_groups(const Multiplication& m, std::int64_t begin, std::int64_t end) {
+  alignas(64) std::int32_t out[rows * 64] = {};
+  const int shift = m.spec.odd_grid ? 1 : 0;
+  std::int64_t group = begin;
+  if constexpr (rows == 1 && V::kWidth == 16) {
+    for (; group + 2 <= end && 2 * group + 4 <= m.sizes.panels; group += 2) {
+      gemv<V, D, bits, 1, 4, blocks>(m, {2 * group, 2 * group + 1, 2 * group + 2, 2 * group + 3}, out);
+      finish<V>(m, group, 0, 1, out, shift);
+      finish<V>(m, group + 1, 0, 1, out + 32, shift);
+    }
+  }
+  for (; group < end; ++group) {
+    const std::int64_t first = 2 * group, last = first + 1 < m.sizes.panels ? first + 1 : first;  // the last panel may be alone
+    gemv<V, D, bits, rows, 2, blocks>(m, {first, last}, out);
+    finish<V>(m, group, 0, rows, out, shift);
+  }
+}
+
+template <class V, class D, int bits, bool blocks>
+void gemv_rows(const Multiplication& m, std::int64_t begin, std::int64_t end) {
+  switch (m.a.M) {
+    case 1: return gemv_groups<V, D, bits, 1, blocks>(m, begin, end);
+    case 2: return gemv_groups<V, D, bits, 2, blocks>(m, begin, end);
+    case 3: return gemv_groups<V, D, bits, 3, blocks>(m, begin, end);
+    default: return gemv_groups<V, D, bits, 4, blocks>(m, begin, end);
+  }
+}
+
+template <class V, class D, int bits> void gemv_bits(const Multiplication& m, std::int64_t begin, std::int64_t end) {
+  m.spec.block_size == 0 ? gemv_rows<V, D, bits, false>(m, begin, end) : gemv_rows<V, D, bits, true>(m, begin, end);
+}
+
+template <class V, class D> void multiply_few(const Multiplication& m, std::int64_t begin, std::int64_t end) {
+  switch (m.spec.weight_bits) {
+    case 2: return gemv_bits<V, D, 2>(m, begin, end);
+    case 3: return gemv_bits<V, D, 3>(m, begin, end);
+    case 4: return gemv_bits<V, D, 4>(m, begin, end);
+    default: return gemv_bits<V, D, 8>(m, begin, end);
+  }
+}
