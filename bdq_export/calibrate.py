@@ -117,7 +117,7 @@ def calibrate(
         UsageError: `keep` asks for different bits of tied weights.
     """
     end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
-    if options.weights == "rtn" and options.transform == NONE and options.ops == "matmulnbits":
+    if options.weights == "rtn" and options.transform == NONE and not options.is_static:
         return _uncalibrated(checkpoint, model, weights, options, progress)
     tokens = calibration_tokens(
         checkpoint,
@@ -138,7 +138,7 @@ def calibrate(
         tokens[:-held],
         linear_specs(options),
         progress,
-        static=options.ops != "matmulnbits",
+        static=options.is_static,
     )
     # What chooses does not judge: the last sequences are left to the verification of the written file.
     judged = tokens[-held:]

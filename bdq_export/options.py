@@ -12,6 +12,7 @@ from bdq_export.scheme import FLOAT_BITS, QuantScheme
 TRANSFORMS = ("auto", "none", "smooth", "hadamard", "bdq")
 WEIGHTS = ("gptq", "rtn")
 OPS = ("matmulnbits", "qdq", "qlinear")
+STATIC_OPS = ("qdq", "qlinear")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 KEEP_BITS = (2, 4, 8, 16)
 MAX_SEED = 2**63 - 1
@@ -75,6 +76,11 @@ class ExportOptions:
         for pattern in self.keep:
             parse_keep(pattern)
         _check_scheme(scheme, self)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activations have scales that are fixed at export: integer operators of standard ONNX."""
+        return self.ops in STATIC_OPS
 
     def bits_of(self, module: str) -> int | None:
         """Bits that `keep` asks for `module`, or None; the last matching pattern wins."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bdq_models import Architecture, Dimensions
     from bdq_passes import GraphPass
-    from bdq_runtime.packing import QuantizedWeight
+    from bdq_runtime.packing import QuantizedWeight, QuantSpec
 
     Range = tuple[float, float, float, float]
 
@@ -82,15 +82,25 @@ def _prepare(
     options: ExportOptions,
     count: int,
 ) -> Sequence[GraphPass]:
-    from bdq_passes import AnnotateLinearsPass, KeepLastLogitsPass, RefusePaddingPass, SplitMixedLinearsPass
+    from bdq_passes import (
+        AnnotateLinearsPass,
+        KeepLastLogitsPass,
+        MergeGateUpPass,
+        RefusePaddingPass,
+        SplitMixedLinearsPass,
+    )
+
+    specs = {name: weight.spec for name, weight in weights.items()}
 
     passes: list[GraphPass] = [AnnotateLinearsPass(expected=count)]
     if not options.full_logits:
         passes.append(KeepLastLogitsPass(linear=architecture.lm_head))
+    passes.append(RefusePaddingPass())
+    if not options.is_static:  # there, the outputs of gate and up have a scale each
+        passes.append(MergeGateUpPass(specs=specs, expected=_merged_mlps(architecture, dimensions.layers, specs)))
     passes += [
-        RefusePaddingPass(),
         SplitMixedLinearsPass(
-            specs={name: weight.spec for name, weight in weights.items()},
+            specs=specs,
             columns={
                 f"{architecture.layer_path(layer, path)}.weight": dimensions.output_size(path)
                 for layer in range(dimensions.layers)
@@ -122,7 +132,7 @@ def _lower(
 
     level = Level.QUANTIZED if options.ops == "qdq" else Level.LOWERED
     passes: list[GraphPass] = [InsertWeightQuantizationPass(weights=weights, expected=_to_quantize(model, weights))]
-    if options.ops != "matmulnbits":
+    if options.is_static:
         nodes = {str(node.name): annotations.parts(node) for node in annotations.with_role(model, annotations.LINEAR)}
         passes.append(InsertActivationQuantizationPass(ranges=merge_ranges(ranges, nodes)))
     if options.ops == "qlinear":
@@ -159,6 +169,16 @@ def _count_linears(model: ir.Model, architecture: Architecture, layers: int) -> 
             f"others (first: {extra[:1]}); please report it"
         )
     return len(nodes)
+
+
+def _merged_mlps(architecture: Architecture, layers: int, specs: Mapping[str, QuantSpec]) -> int:
+    """Layers whose gate and up projection are quantized alike."""
+    up = architecture.edge("mlp_middle").producers[0]
+    paths = (up, *(path for path in architecture.edge("mlp_in").consumers if path != up))
+    found = (
+        {specs.get(f"{architecture.layer_path(layer, path)}.weight") for path in paths} for layer in range(layers)
+    )
+    return sum(len(each) == 1 and None not in each for each in found)
 
 
 def _to_quantize(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> int:

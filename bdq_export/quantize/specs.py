@@ -46,9 +46,9 @@ def linear_specs(options: ExportOptions) -> SpecOf:
         bits = scheme.weight_bits if kept is None else kept
         if bits == FLOAT_BITS:
             return None
-        per_channel = options.block_size is None or options.ops != "matmulnbits"
+        per_channel = options.block_size is None or options.is_static
         # Integer operators take no zero points of weights, and at 8 bits they gain nothing.
-        symmetric = options.symmetric or bits >= END_BITS or options.ops != "matmulnbits"
+        symmetric = options.symmetric or bits >= END_BITS or options.is_static
         granularity = PerChannel() if per_channel else PerBlock(options.block_size or 0)
         return QuantSpec(bits, granularity, symmetric)
 

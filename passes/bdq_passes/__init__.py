@@ -12,6 +12,7 @@ from bdq_passes.levels import Level, LevelError, verify
 from bdq_passes.lower_to_gather_block_quantized import LowerToGatherBlockQuantizedPass
 from bdq_passes.lower_to_matmul_nbits import LowerToMatMulNBitsPass
 from bdq_passes.lower_to_qlinear_matmul import LowerToQLinearMatMulPass
+from bdq_passes.merge_gate_up import MergeGateUpPass
 from bdq_passes.refuse_padding import RefusePaddingPass
 from bdq_passes.split_mixed_linears import SplitMixedLinearsPass
 from bdq_passes.store_scales_as_fp16 import StoreScalesAsFp16Pass
@@ -23,6 +24,7 @@ PASSES: dict[str, type[GraphPass]] = {
         AnnotateLinearsPass,
         KeepLastLogitsPass,
         RefusePaddingPass,
+        MergeGateUpPass,
         SplitMixedLinearsPass,
         InsertWeightQuantizationPass,
         InsertActivationQuantizationPass,
@@ -47,6 +49,7 @@ __all__ = [
     "LowerToGatherBlockQuantizedPass",
     "LowerToMatMulNBitsPass",
     "LowerToQLinearMatMulPass",
+    "MergeGateUpPass",
     "RefusePaddingPass",
     "SplitMixedLinearsPass",
     "StoreScalesAsFp16Pass",

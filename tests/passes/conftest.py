@@ -167,3 +167,48 @@ def ids() -> Array:
 def channel_int8() -> QuantSpec:
     """What static activations ask of weights."""
     return QuantSpec(8, PerChannel(), symmetric=True)
+
+
+def _projection(nodes: list[ir.Node], constants: list[ir.Value], x: ir.Value, name: str, shape: tuple[int, int],
+                seed: int, bias: bool) -> ir.Value:  # fmt: skip
+    """The output of a linear `[K, N]` called `name`, with a bias where asked for."""
+    random = np.random.default_rng(seed)
+    constants.append(_constant(f"{name}.weight", (random.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)))
+    nodes.append(_node("MatMul", [x, constants[-1]], name))
+    note.set_parts(nodes[-1], (name,))
+    if bias:
+        constants.append(_constant(f"{name}.bias", random.standard_normal(shape[1]).astype(np.float32)))
+        nodes.append(_node("Add", [nodes[-1].outputs[0], constants[-1]], f"{name}.add_bias"))
+    return nodes[-1].outputs[0]
+
+
+@pytest.fixture
+def mlp() -> Callable[..., ir.Model]:
+    """x [batch, sequence, 48] -> gate and up (+ bias), 40 each -> act(gate) * up -> down -> y."""
+
+    def make(activation: str, *, bias: bool = False, up_first: bool = False, swapped: bool = False) -> ir.Model:
+        x = _value("x", ir.DataType.FLOAT, ["batch", "sequence", HIDDEN])
+        nodes: list[ir.Node] = []
+        constants: list[ir.Value] = []
+        names = ("up", "gate") if up_first else ("gate", "up")
+        found = {name: _projection(nodes, constants, x, f"mlp.{name}", (HIDDEN, 40), len(name), bias) for name in names}
+        gate, up = (found["up"], found["gate"]) if swapped else (found["gate"], found["up"])
+        if activation == "silu":
+            nodes.append(_node("Sigmoid", [gate], "mlp.sigmoid"))
+            nodes.append(_node("Mul", [gate, nodes[-1].outputs[0]], "mlp.act"))
+        else:
+            nodes.append(_node("Gelu", [gate], "mlp.act", approximate="tanh"))
+        nodes.append(_node("Mul", [nodes[-1].outputs[0], up], "mlp.product"))
+        y = _projection(nodes, constants, nodes[-1].outputs[0], "mlp.down", (40, HIDDEN), 7, bias=False)
+        y.name, y.shape = "y", ir.Shape(["batch", "sequence", HIDDEN])
+        opsets = {"": 23, "com.microsoft": 1}
+        graph = ir.Graph([x], [y], nodes=nodes, initializers=constants, opset_imports=opsets, name="mlp")
+        return ir.Model(graph, ir_version=10)
+
+    return make
+
+
+@pytest.fixture
+def hidden() -> Array:
+    """Hidden states `[2, 3, 48]`."""
+    return np.random.default_rng(3).standard_normal((2, 3, HIDDEN)).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from bdq_passes import PASSES, GraphPass, Level
 
-_VERBS = ("annotate", "insert", "keep", "lower", "refuse", "split", "store", "strip")
+_VERBS = ("annotate", "attach", "insert", "keep", "lower", "merge", "refuse", "split", "store", "strip")
 
 
 def _words(text: str) -> str:
