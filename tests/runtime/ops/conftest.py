@@ -92,11 +92,12 @@ class OneNode:
         return evaluate(self.operator, inputs, dict(self.attributes))
 
 
-def open_proto(proto: onnx.ModelProto, isa: str | None = None, threads: int = 2) -> ort.InferenceSession:
+def open_proto(proto: onnx.ModelProto, isa: str | None = None, threads: int = 1) -> ort.InferenceSession:
     """A session with the library's kernels for `isa`."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     if isa:
         options.add_session_config_entry("bdq.isa", isa)
     register(options)
@@ -107,7 +108,7 @@ def open_proto(proto: onnx.ModelProto, isa: str | None = None, threads: int = 2)
 def run_kernel() -> Callable[..., list[Array]]:
     """Run a `OneNode` with the library: `run_kernel(node, isa)`; the outputs."""
 
-    def run(node: OneNode, isa: str | None = None, threads: int = 2) -> list[Array]:
+    def run(node: OneNode, isa: str | None = None, threads: int = 1) -> list[Array]:
         outputs: list[Array] = open_proto(node.proto(), isa, threads).run(None, node.feeds())
         return outputs
 
@@ -116,8 +117,14 @@ def run_kernel() -> Callable[..., list[Array]]:
 
 @pytest.fixture
 def open_node() -> Callable[..., ort.InferenceSession]:
-    """Open a model: `open_node(proto, isa=None, threads=2)`."""
+    """Open a model: `open_node(proto, isa=None, threads=1)`."""
     return open_proto
+
+
+@pytest.fixture
+def open_everywhere() -> Callable[[onnx.ModelProto], dict[str, ort.InferenceSession]]:
+    """Open a model once for each instruction set: `open_everywhere(proto)`."""
+    return lambda proto: {isa: open_proto(proto, isa) for isa in ISAS}
 
 
 @pytest.fixture(params=ISAS or ("none",))
