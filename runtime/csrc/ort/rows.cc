@@ -1,7 +1,7 @@
 // Hadamard and DynamicFakeQuantize: docs/ops.md, "Hadamard" and "Other operators".
 #include "../kernels/rows.h"
 
-#include <cmath>
+#include <algorithm>
 #include <vector>
 
 #include "families.h"
@@ -66,14 +66,18 @@ class FakeQuantize final : public Rows<FakeQuantize> {
  public:
   FakeQuantize(const NodeInfo& node, Isa isa)
       : Rows(node, isa), bits_(node.small_integer("bits")), clip_(node.number("clip")) {
-    if (bits_ != 3 && bits_ != 4 && bits_ != 8)
-      throw std::invalid_argument("attribute bits is " + std::to_string(bits_) + ", expected 3, 4 or 8");
+    if (bits_ != 3 && bits_ != 4 && bits_ != 8 && bits_ != 16)
+      throw std::invalid_argument("attribute bits is " + std::to_string(bits_) + ", expected 3, 4, 8 or 16");
     if (!(clip_ > 0.0f)) throw std::invalid_argument("attribute clip is " + std::to_string(clip_) + ", expected more than 0");
   }
 
   void check_columns(std::int64_t) const {}
 
   void row(const float* x, float* y, std::int64_t K) const {
+    if (bits_ == 16) {
+      if (x != y) std::copy(x, x + K, y);
+      return;
+    }
     thread_local std::vector<std::int8_t> codes;
     codes.resize(static_cast<std::size_t>(K));
     std::int32_t sum = 0;
