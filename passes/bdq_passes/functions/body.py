@@ -65,8 +65,7 @@ class Body:
 
     def attribute(self, name: str) -> ir.Value:
         """The value of an attribute of the calling node: a scalar, int64, float32 or string."""
-        kind = type(next(iter(self.values[name])))
-        given, attribute_type = next((given, known) for of, given, known in _KINDS if issubclass(kind, of))
+        given, attribute_type = _kind_of(next(iter(self.values[name])))
         return self._remembered(name, lambda: self.op("Constant", **{given: ir.RefAttr(given, name, attribute_type)}))
 
     def shape(self, *sizes: int | ir.Value) -> ir.Value:
@@ -97,8 +96,12 @@ class Body:
         (kind, values), *rest = groups
         if not rest:
             return build(self, kind)
+        if isinstance(values[0], str):  # onnx's evaluator does not compare strings of different lengths
+            raise ValueError(
+                f"nodes of one name have different {attribute}: {[kind, *dict(rest)]}, expected one of them"
+            )
         given = self.attribute(attribute)
-        equals = [self.op("Equal", given, self.constant(_scalar(value))) for value in values]
+        equals = [self.op("Equal", given, self.op("Constant", **{_kind_of(value)[0]: value})) for value in values]
         condition = reduce(lambda a, b: self.op("Or", a, b), equals)
         then = self._branch(lambda body: build(body, kind))
         otherwise = self._branch(lambda body: body._choose(attribute, rest, build))
@@ -135,16 +138,10 @@ def function(
     given = {item: ir.Value(name=item) for item in inputs}
     outputs = build(body, given)
     graph = ir.Graph(list(given.values()), outputs, nodes=body.nodes, opset_imports={"": opset}, name=name)
-    kinds = {
-        item: next(known for of, _, known in _KINDS if issubclass(type(next(iter(values[item]))), of))
-        for item in attributes
-    }
-    declared = [ir.Attr(item, kind, None) for item, kind in kinds.items()]
+    declared = [ir.Attr(item, _kind_of(next(iter(values[item])))[1], None) for item in attributes]
     return ir.Function(domain, name, graph=graph, attributes=declared)
 
 
-def _scalar(value: Value) -> Array:
-    """An attribute's value as a constant of the type that `Constant` gives it."""
-    if isinstance(value, str):
-        return np.array(value, object)
-    return np.array(value, np.int64 if isinstance(value, int) else np.float32)
+def _kind_of(value: Value) -> tuple[str, ir.AttributeType]:
+    """How `Constant` calls an attribute of such a value, and its type."""
+    return next((given, attribute_type) for of, given, attribute_type in _KINDS if isinstance(value, of))

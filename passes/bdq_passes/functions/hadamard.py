@@ -27,15 +27,14 @@ def hadamard(body: Body, x: ir.Value, attribute: str) -> ir.Value:
     step = body.op("Max", body.op("Mul", largest, body.op("Gather", _STEPS, log)), np.float32(1e-30))
     grid = body.op("Round", body.op("Mul", x, inverse(body, step)))
 
-    def sums(inner: Body, is_small: bool) -> ir.Value:
-        if is_small:
-            return inner.op("MatMul", inner.reshape(grid, -1, size), _matrix(inner, size))
-        factor = inner.constant(np.int64(_FACTOR))
-        rest = inner.op("Div", size, factor)
-        first = inner.op("MatMul", inner.reshape(grid, -1, rest, _FACTOR), _matrix(inner, factor))
-        return inner.op("MatMul", _matrix(inner, rest), first)
-
-    summed = body.op("Reshape", body.choose(attribute, lambda n: n <= _FACTOR, sums), body.op("Shape", x))
+    lower = body.op("Min", size, np.int64(_FACTOR))
+    if max(int(n) for n in body.values[attribute]) <= _FACTOR:
+        sums = body.op("MatMul", body.reshape(grid, -1, lower), _matrix(body, lower))
+    else:
+        upper = body.op("Div", size, lower)
+        first = body.op("MatMul", body.reshape(grid, -1, upper, lower), _matrix(body, lower))
+        sums = body.op("MatMul", _matrix(body, upper), first)
+    summed = body.op("Reshape", sums, body.op("Shape", x))
     return body.op("Mul", summed, body.op("Mul", step, body.op("Gather", _ROOTS, log)))
 
 

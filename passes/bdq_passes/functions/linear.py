@@ -46,49 +46,44 @@ def _matmul_integer(body: Body, codes: ir.Value, weight: ir.Value, halves: int) 
     each of which multiplies the same activations.
     """
     unsigned = body.op("Cast", body.op("Add", codes, np.float32(128)), to=ir.DataType.UINT8)
+    unpacked, zero = panels.codes(body, weight, halves), np.uint8(128)
 
-    def product(inner: Body, bits: int) -> ir.Value:
-        unpacked = panels.codes(inner, weight, bits, halves)
-        zero = np.uint8(128)
-        if bits < 8:
-            return inner.op("MatMulInteger", unsigned, _signed(inner, unpacked, bits), zero)
+    def product(inner: Body, is_wide: bool) -> ir.Value:
+        if not is_wide:
+            return inner.op("MatMulInteger", unsigned, _signed(inner, unpacked, ir.DataType.INT8), zero)
         half = inner.op("Cast", inner.op("BitShift", unpacked, np.uint8(1), direction="RIGHT"), to=ir.DataType.INT8)
         lower = inner.op("Sub", half, np.int8(64))
         odd = inner.op("Cast", inner.op("BitwiseAnd", unpacked, np.uint8(1)), to=ir.DataType.INT8)
         both = inner.op("Concat", lower, inner.op("Add", lower, odd), axis=0)
         return inner.op("MatMulInteger", inner.op("Concat", unsigned, unsigned, axis=-1), both, zero)
 
-    return body.choose("weight_bits", int, product)
+    return body.choose("weight_bits", lambda bits: bits == 8, product)
 
 
-def _signed(body: Body, codes: ir.Value, bits: int) -> ir.Value:
-    """The integers that codes of 2 to 4 bits stand for, int8."""
-    signed = body.op("Cast", codes, to=ir.DataType.INT8)
-
-    def on_grid(inner: Body, grid: int) -> ir.Value:
-        if grid == 0:
-            return inner.op("Sub", signed, np.int8(2 ** (bits - 1)))
-        return inner.op("Sub", inner.op("Add", signed, signed), np.int8(2**bits - 1))
-
-    return body.choose("weight_grid", int, on_grid)
+def _signed(body: Body, codes: ir.Value, kind: ir.DataType) -> ir.Value:
+    """The integers that codes stand for, of a type that holds twice the largest code."""
+    values = body.op("Cast", codes, to=kind)
+    one, grid = np.int64(1), body.attribute("weight_grid")
+    power = body.op("Gather", 2 ** np.arange(8), body.op("Sub", body.attribute("weight_bits"), one))
+    zero = power
+    if 1 in body.values["weight_grid"]:
+        values = body.op("Mul", values, body.op("Cast", body.op("Add", grid, one), to=kind))
+        zero = body.op("Where", body.op("Equal", grid, one), body.op("Sub", body.op("Add", power, power), one), power)
+    return body.op("Sub", values, body.op("Cast", zero, to=kind))
 
 
 def _matmul(body: Body, x: ir.Value, weight: ir.Value, scale: ir.Value, halves: int) -> ir.Value:
     """float32 `[..., halves * N]`: Σ x (w scale), in floats."""
 
-    def integers(inner: Body, bits: int) -> ir.Value:
-        unpacked = panels.codes(inner, weight, bits, halves)
-        if bits < 8:
-            return inner.op("Cast", _signed(inner, unpacked, bits), to=ir.DataType.FLOAT)
-        return inner.op("Sub", inner.op("Cast", unpacked, to=ir.DataType.FLOAT), np.float32(128))
-
-    values = body.choose("weight_bits", int, integers)
+    values = _signed(body, panels.codes(body, weight, halves), ir.DataType.FLOAT)
 
     def spread(inner: Body, has_blocks: bool) -> ir.Value:
         if not has_blocks:
             return inner.op("Identity", scale)
         columns = inner.op("Range", np.int64(0), inner.attribute("K"), np.int64(1))
-        return inner.op("Gather", scale, inner.op("Div", columns, inner.attribute("block_size")), axis=0)
+        # ONNX Runtime divides constants also where an If does not go: never by 0
+        size = inner.op("Max", inner.attribute("block_size"), np.int64(1))
+        return inner.op("Gather", scale, inner.op("Div", columns, size), axis=0)
 
     return body.op("MatMul", x, body.op("Mul", values, body.choose("block_size", lambda size: size > 0, spread)))
 

@@ -10,41 +10,57 @@ from bdq_passes.functions.body import Body
 LANES, CHUNK = 16, 64
 
 
-def codes(body: Body, weight: ir.Value, bits: int, halves: int) -> ir.Value:
-    """Codes uint8 `[K, halves * N]` of `bits` bits; two halves are the panels in turn.
+def codes(body: Body, weight: ir.Value, halves: int) -> ir.Value:
+    """Codes uint8 `[K, halves * N]` of any number of bits; two halves are the panels in turn.
 
-    Bytes are transposed while they are packed, which moves the fewest.
+    All vectors of 64 bytes of all planes become rows of bytes, one for each of their 4 columns j; the row and the shift
+    of a column follow from its number. Bytes are transposed while they are packed, which moves the fewest.
     """
-    if bits == 3:
-        low = _plane(body, body.cut(weight, 2, 0, 2 * 128), 2, halves)
-        high = _plane(body, body.cut(weight, 2, 2 * 128, 3 * 128), 1, halves)
-        unpacked = body.op("BitwiseOr", low, body.op("BitShift", high, np.uint8(2), direction="LEFT"))
-    else:
-        unpacked = _plane(body, weight, bits, halves)
-    ends = body.shape(body.attribute("K"), body.attribute("N"))
-    padded = body.reshape(unpacked, 0, halves, -1)  # [64 C, halves, 16 panels]
-    return body.reshape(body.op("Slice", padded, body.ints(0, 0), ends, body.ints(0, 2)), 0, -1)
+    bits = body.attribute("weight_bits")
+    has_high_plane = 3 in body.values["weight_bits"]
+    width = body.op("Gather", np.array([0, 1, 2, 2, 4, 5, 6, 7, 8]), bits) if has_high_plane else bits
+    rows = _rows(body, weight, halves)
+    unpacked = _fields(body, rows, width, np.int64(0))
+    mask = body.op(
+        "Sub",
+        body.op("BitShift", np.uint8(1), body.op("Cast", width, to=ir.DataType.UINT8), direction="LEFT"),
+        np.uint8(1),
+    )
+    low = body.op("BitwiseAnd", unpacked, mask)
+    if not has_high_plane:
+        return low
+    # where there is no second plane this reads the first one again, and a mask of 0 drops it
+    is_three = body.op("Equal", bits, np.int64(3))
+    first = body.op("Where", is_three, np.int64(2 * 2), np.int64(0))
+    high = body.op(
+        "BitwiseAnd", _fields(body, rows, np.int64(1), first), body.op("Cast", is_three, to=ir.DataType.UINT8)
+    )
+    return body.op("BitwiseOr", low, body.op("BitShift", high, np.uint8(2), direction="LEFT"))
 
 
-def _plane(body: Body, plane: ir.Value, bits: int, halves: int) -> ir.Value:
-    """uint8 `[64 C, halves * 16 * panels]` of one plane `[panels, C, 128 * bits]`, its fields of `bits` bits."""
-    fields, vectors = 8 // bits, 2 * bits
-    split = body.reshape(plane, -1, halves, _chunks(body), vectors, LANES, 4)
+def _rows(body: Body, weight: ir.Value, halves: int) -> ir.Value:
+    """uint8 `[C * 2 bits * 4, halves * N]`: chunk, vector and j of the bytes of each output channel."""
+    panels = body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
+    split = body.reshape(weight, panels, halves, body.op("Shape", weight, start=1, end=2), -1, LANES, 4)
     # [panel, half, chunk, vector, lane, j] -> [chunk, vector, j, half, panel, lane]
     turned = body.op("Transpose", split, perm=[2, 3, 5, 1, 0, 4])
-    if fields == 1:
-        return body.reshape(turned, body.op("Mul", _chunks(body), np.int64(CHUNK)), -1)
-    rows = body.reshape(turned, body.op("Mul", _chunks(body), np.int64(vectors)), 1, 4, -1)
-    parts = []
-    for field in range(fields):
-        part = rows if field == 0 else body.op("BitShift", rows, np.uint8(bits * field), direction="RIGHT")
-        last = field == fields - 1
-        parts.append(part if last else body.op("BitwiseAnd", part, np.uint8((1 << bits) - 1)))
-    return body.reshape(body.op("Concat", *parts, axis=1), body.op("Mul", _chunks(body), np.int64(CHUNK)), -1)
+    padded = body.reshape(turned, -1, halves, body.op("Mul", panels, np.int64(LANES)))
+    return body.reshape(body.cut(padded, 2, 0, body.attribute("N")), 0, -1)
 
 
-def _chunks(body: Body) -> ir.Value:
-    return body.op("Div", body.op("Add", body.attribute("K"), np.int64(CHUNK - 1)), np.int64(CHUNK))
+def _fields(body: Body, rows: ir.Value, width: ir.Value | np.generic, first: ir.Value | np.generic) -> ir.Value:
+    """uint8 `[K, ...]`: for each column its byte of the plane of `width` bits whose first vector is `first`, shifted so
+    that its field comes first.
+    """
+    columns = body.op("Range", np.int64(0), body.attribute("K"), np.int64(1))
+    chunk, within = body.op("Div", columns, np.int64(CHUNK)), body.op("Mod", columns, np.int64(CHUNK))
+    quad, j = body.op("Div", within, np.int64(4)), body.op("Mod", within, np.int64(4))
+    fields = body.op("Div", np.int64(8), width)
+    vectors = body.op("Mul", body.attribute("weight_bits"), np.int64(2))
+    vector = body.op("Add", body.op("Add", body.op("Mul", chunk, vectors), first), body.op("Div", quad, fields))
+    row = body.op("Add", body.op("Mul", vector, np.int64(4)), j)
+    shift = body.op("Cast", body.op("Mul", body.op("Mod", quad, fields), width), to=ir.DataType.UINT8)
+    return body.op("BitShift", body.op("Gather", rows, row, axis=0), body.reshape(shift, -1, 1), direction="RIGHT")
 
 
 def scales(body: Body, packed: ir.Value, halves: int) -> ir.Value:
