@@ -11,10 +11,15 @@ from bdq_export.scheme import FLOAT_BITS, QuantScheme
 
 TRANSFORMS = ("auto", "none", "smooth", "hadamard", "bdq")
 WEIGHTS = ("gptq", "rtn")
-OPS = ("matmulnbits", "qdq", "qlinear")
+AUTO = "auto"
+MATMULNBITS = "matmulnbits"
+BDQ = "bdq"
 STATIC_OPS = ("qdq", "qlinear")
+OPS = (AUTO, BDQ, MATMULNBITS, *STATIC_OPS)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-KEEP_BITS = (2, 4, 8, 16)
+WHOLE_ROW = 0
+"""The block size that stands for one scale a row."""
+KEEP_BITS = (2, 3, 4, 8, 16)
 MAX_SEED = 2**63 - 1
 
 
@@ -26,14 +31,16 @@ class ExportOptions:
         scheme: bits, for example "w4a16" (see `QuantScheme`).
         transform: which transforms are tried; "auto" measures them and keeps the best.
         weights: "gptq" or "rtn" (round to nearest).
-        block_size: columns that share a weight scale; None is one scale for each output channel.
+        block_size: columns that share a weight scale; 0 is one scale for each output channel, None a default for the
+            scheme (see `scale_block`).
         symmetric: no stored zero points; weights of 8 bits never have any.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         calib_samples: number of calibration sequences.
         calib_seq_len: tokens in each.
         seed: of every random choice.
         keep: `MODULE=BITS` patterns (glob on module paths); 16 leaves a module float.
-        ops: "matmulnbits", or static "qdq" / "qlinear" for w8a8.
+        ops: what computes the linears: "matmulnbits" of ONNX Runtime, the project's "bdq" operators, static "qdq" /
+            "qlinear" for w8a8, or "auto" (see `linear_ops`). A quantized KV cache takes a bdq operator whatever `ops`.
         accuracy_level: of MatMulNBits; 4 computes with int8 activations inside the kernel, 0 in float32.
         full_logits: logits of all positions instead of the last.
         min_top1: smallest top-1 agreement with the float model that passes; None is a default for the scheme.
@@ -45,14 +52,14 @@ class ExportOptions:
     scheme: str = "w4a16"
     transform: str = "auto"
     weights: str = "gptq"
-    block_size: int | None = 32
+    block_size: int | None = None
     symmetric: bool = True
     calib: str = "self"
     calib_samples: int = 24
     calib_seq_len: int = 512
     seed: int = 0
     keep: tuple[str, ...] = ()
-    ops: str = "matmulnbits"
+    ops: str = AUTO
     accuracy_level: int = 4
     full_logits: bool = False
     min_top1: float | None = None
@@ -62,7 +69,7 @@ class ExportOptions:
         _choice("transform", self.transform, TRANSFORMS)
         _choice("weights", self.weights, WEIGHTS)
         _choice("ops", self.ops, OPS)
-        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
+        if self.block_size not in (None, WHOLE_ROW, *BLOCK_SIZES):
             raise UsageError(f"block size is {self.block_size}, expected one of {BLOCK_SIZES} or channel")
         _at_least("calib-samples", self.calib_samples, 2)
         _at_least("calib-seq-len", self.calib_seq_len, 32)
@@ -78,9 +85,33 @@ class ExportOptions:
         _check_scheme(scheme, self)
 
     @property
+    def linear_ops(self) -> str:
+        """What computes the linears, never "auto": stock operators wherever they express the scheme."""
+        if self.ops != AUTO:
+            return self.ops
+        return BDQ if _needs_bdq(QuantScheme.parse(self.scheme)) else MATMULNBITS
+
+    @property
     def is_static(self) -> bool:
         """Whether activations have scales that are fixed at export: integer operators of standard ONNX."""
         return self.ops in STATIC_OPS
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether activations of linears are quantized with one dynamic scale a token, by bdq operators."""
+        return self.linear_ops == BDQ and QuantScheme.parse(self.scheme).activation_bits != FLOAT_BITS
+
+    @property
+    def scale_block(self) -> int:
+        """Columns that share a weight scale, 0 for a whole row: what was asked for, else what suits the operators.
+
+        Integer sums over a whole row are exact and need one multiplication, so per-token activations take whole rows.
+        """
+        if self.is_static:
+            return WHOLE_ROW
+        if self.block_size is not None:
+            return self.block_size
+        return WHOLE_ROW if self.is_per_token else 32
 
     def bits_of(self, module: str) -> int | None:
         """Bits that `keep` asks for `module`, or None; the last matching pattern wins."""
@@ -107,14 +138,16 @@ def parse_keep(text: str) -> tuple[str, int]:
     return module, int(bits)
 
 
-def parse_block_size(text: str) -> int | None:
-    """A block size as the flag spells it: a number, or "channel" for None.
+def parse_block_size(text: str | None) -> int | None:
+    """A block size as the flag spells it: a number, "channel" for 0, or None where it is not given.
 
     Raises:
         UsageError: neither.
     """
-    if text == "channel":
+    if text is None:
         return None
+    if text == "channel":
+        return WHOLE_ROW
     if not text.isdigit() or int(text) not in BLOCK_SIZES:
         raise UsageError(f"block size {text!r} is not one of {BLOCK_SIZES} or channel")
     return int(text)
@@ -135,20 +168,50 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise UsageError(f"{name} is {value}, expected at least {least}")
 
 
+def _needs_bdq(scheme: QuantScheme) -> bool:
+    """Whether no stock operator computes linears of `scheme`: 3 bits, or activations that a kernel must quantize."""
+    float_weights = scheme.weight_bits == FLOAT_BITS
+    return (
+        scheme.weight_bits == 3
+        or scheme.activation_bits < 8
+        or (float_weights and scheme.activation_bits != FLOAT_BITS)
+    )
+
+
 def _check_scheme(scheme: QuantScheme, options: ExportOptions) -> None:
-    if scheme.kv_bits != FLOAT_BITS or scheme.activation_bits < 8 or scheme.weight_bits == 3:
-        raise UsageError(
-            f"scheme {scheme}: this version writes stock ONNX Runtime operators only, which have no "
-            "3-bit weights, no activations below 8 bits and no dynamic low-bit KV cache; "
-            "use w2a16, w4a16, w8a16, w4a8 or w8a8"
-        )
-    if scheme.weight_bits == FLOAT_BITS and scheme.activation_bits != FLOAT_BITS:
-        raise UsageError(f"scheme {scheme}: float weights with quantized activations have no operator; use w8a8")
-    if options.ops != "matmulnbits" and (scheme.weight_bits, scheme.activation_bits) != (8, 8):
+    if options.is_static and str(scheme) != "w8a8":
         raise UsageError(f"--ops {options.ops} is static w8a8, but the scheme is {scheme}; add --scheme w8a8")
-    if options.ops == "matmulnbits" and scheme.activation_bits == 8 and options.accuracy_level != 4:
+    if options.ops == MATMULNBITS and _needs_bdq(scheme):
+        raise UsageError(
+            f"scheme {scheme}: MatMulNBits has weights of 2, 4 and 8 bits, and activations of 8 or 16; "
+            "use --ops auto, or w2a16, w4a16, w8a16, w2a8, w4a8 or w8a8"
+        )
+    if options.linear_ops == BDQ or _keeps_3_bits(options):
+        _check_bdq(scheme, options)
+    if options.linear_ops == MATMULNBITS:
+        _check_accuracy_level(scheme, options)
+
+
+def _keeps_3_bits(options: ExportOptions) -> bool:
+    return any(parse_keep(pattern)[1] == 3 for pattern in options.keep)
+
+
+def _check_bdq(scheme: QuantScheme, options: ExportOptions) -> None:
+    if options.linear_ops != BDQ and options.ops != AUTO:
+        raise UsageError(f"--keep with 3 bits needs a bdq operator, but --ops is {options.ops}; use --ops auto or bdq")
+    if options.block_size == 16:
+        raise UsageError(f"scheme {scheme}: the bdq operators have no block size 16; use 32, 64, 128, 256 or channel")
+    if not options.symmetric and options.linear_ops == BDQ:
+        raise UsageError(
+            f"scheme {scheme}: the bdq operators have symmetric weights only; leave out --asymmetric"
+            + (", or use --ops matmulnbits" if not _needs_bdq(scheme) else "")
+        )
+
+
+def _check_accuracy_level(scheme: QuantScheme, options: ExportOptions) -> None:
+    if scheme.activation_bits == 8 and options.accuracy_level != 4:
         raise UsageError(f"scheme {scheme} computes with int8 activations: --accuracy-level must be 4")
-    if scheme.weight_bits == 8 and options.ops == "matmulnbits" and options.accuracy_level != 4:
+    if scheme.weight_bits == 8 and options.accuracy_level != 4:
         raise UsageError(
             f"scheme {scheme} with accuracy level {options.accuracy_level}: 8-bit MatMulNBits is slow below 4; "
             "use --accuracy-level 4"

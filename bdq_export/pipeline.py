@@ -175,9 +175,7 @@ def _merged_mlps(architecture: Architecture, layers: int, specs: Mapping[str, Qu
     """Layers whose gate and up projection are quantized alike."""
     up = architecture.edge("mlp_middle").producers[0]
     paths = (up, *(path for path in architecture.edge("mlp_in").consumers if path != up))
-    found = (
-        {specs.get(f"{architecture.layer_path(layer, path)}.weight") for path in paths} for layer in range(layers)
-    )
+    found = ({specs.get(f"{architecture.layer_path(layer, path)}.weight") for path in paths} for layer in range(layers))
     return sum(len(each) == 1 and None not in each for each in found)
 
 

@@ -17,14 +17,24 @@ def export_command(
     context: typer.Context,
     model_dir: Annotated[str, typer.Argument(help="Hugging Face directory (safetensors), hub id, or .gguf file.")],
     out: Annotated[Path, typer.Argument(help="OUT.onnx, or a folder that will hold model.onnx.")],
-    scheme: Annotated[str, typer.Option(help="w<bits>a<bits>: w4a16, w8a16, w2a16, w4a8, w8a8.")] = _DEFAULTS.scheme,
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="w<bits>a<bits>[kv<bits>], bits of weights, activations and KV cache: w4a16, w4a8, w4a4kv4, w3a3kv3, "
+            "w2a4 and any other of w 2, 3, 4, 8, 16, a 3, 4, 8, 16 and kv 3, 4, 8."
+        ),
+    ] = _DEFAULTS.scheme,
     transform: Annotated[
         str, typer.Option(help=f"{'|'.join(TRANSFORMS)}; auto measures and keeps the best.")
     ] = _DEFAULTS.transform,
     weights: Annotated[str, typer.Option(help=f"{'|'.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
     block_size: Annotated[
-        str, typer.Option(help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel.")
-    ] = str(_DEFAULTS.block_size),
+        str | None,
+        typer.Option(
+            help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel (a whole row). Without it "
+            "32; channel where bdq operators quantize activations for each token."
+        ),
+    ] = None,
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points (below 8 bits).")
     ] = _DEFAULTS.symmetric,
@@ -38,7 +48,13 @@ def export_command(
         list[str] | None,
         typer.Option(help="MODULE=BITS (glob, repeatable); 16 stays float: --keep 'model.layers.0.*=8'."),
     ] = None,
-    ops: Annotated[str, typer.Option(help=f"{'|'.join(OPS)}; qdq and qlinear are static w8a8.")] = _DEFAULTS.ops,
+    ops: Annotated[
+        str,
+        typer.Option(
+            help=f"{'|'.join(OPS)}: what computes the linears. auto is MatMulNBits wherever it expresses the scheme, "
+            "else the bdq operators; qdq and qlinear are static w8a8."
+        ),
+    ] = _DEFAULTS.ops,
     accuracy_level: Annotated[
         int, typer.Option(help="Of MatMulNBits: 4 multiplies in int8 (fast), 0 in float32.")
     ] = _DEFAULTS.accuracy_level,

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import bdq_export
-from bdq_export.options import ExportOptions
+from bdq_export.options import MATMULNBITS, ExportOptions
 from bdq_export.package.metadata import ModelMetadata
 from bdq_export.progress import Progress
 from bdq_export.report.report import ExportReport
@@ -72,7 +72,7 @@ def make_report(
         transform=calibration.transform,
         executed_precision=executed_precision(graph),
         source_hash=checkpoint.source_hash,
-        options=asdict(options),
+        options={**asdict(options), "block_size": options.scale_block, "ops": options.linear_ops},
         parameters=checkpoint.parameters,
         weight_bytes=_weight_bytes(graph),
         source_bytes=sum(path.stat().st_size for path in checkpoint.files),
@@ -97,7 +97,7 @@ def _notes(checkpoint: Checkpoint, calibration: CalibrationResult, options: Expo
             if untied
             else "embedding and lm_head are tied: one quantized table serves both"
         )
-    if options.ops == "matmulnbits" and options.accuracy_level == 4:
+    if options.linear_ops == MATMULNBITS and options.accuracy_level == 4:
         notes.append("MatMulNBits at accuracy level 4 rounds activations to int8 inside the kernel")
     return tuple(notes)
 

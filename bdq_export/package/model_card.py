@@ -51,7 +51,7 @@ def model_card(
         report=report,
         # a JSON string is a YAML string, whatever characters it has
         front_matter=[(key, json.dumps(value, ensure_ascii=False)) for key, value in front.items()],
-        block="one scale per output channel" if block is None else f"blocks of {block}",
+        block="one scale per output channel" if not block else f"blocks of {block}",
         calibration=_calibration(report.options),
         run_path="." if onnx_name == "model.onnx" else onnx_name,
         inputs=[name for name in inputs if not name.startswith(("past_key_values.", _LOGITS_TO_KEEP))],

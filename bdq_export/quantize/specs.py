@@ -6,10 +6,10 @@ import fnmatch
 from collections.abc import Callable
 
 from bdq_export.errors import UsageError
-from bdq_export.options import ExportOptions, parse_keep
+from bdq_export.options import BDQ, WHOLE_ROW, ExportOptions, parse_keep
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 from bdq_models import Architecture, Dimensions
-from bdq_runtime.packing import PerBlock, PerChannel, QuantSpec
+from bdq_runtime.packing import Granularity, PerBlock, PerChannel, QuantSpec
 
 SpecOf = Callable[[str], QuantSpec | None]
 """Canonical module path -> how its weight is quantized; None leaves it float."""
@@ -46,11 +46,9 @@ def linear_specs(options: ExportOptions) -> SpecOf:
         bits = scheme.weight_bits if kept is None else kept
         if bits == FLOAT_BITS:
             return None
-        per_channel = options.block_size is None or options.is_static
-        # Integer operators take no zero points of weights, and at 8 bits they gain nothing.
-        symmetric = options.symmetric or bits >= END_BITS or options.is_static
-        granularity = PerChannel() if per_channel else PerBlock(options.block_size or 0)
-        return QuantSpec(bits, granularity, symmetric)
+        # Integer operators take no zero points of weights, at 8 bits they gain nothing, and 3 bits are bdq's only.
+        symmetric = options.symmetric or bits >= END_BITS or bits == 3 or options.is_static
+        return QuantSpec(bits, _granularity(options.scale_block), symmetric)
 
     return spec_of
 
@@ -60,10 +58,12 @@ def end_specs(
 ) -> dict[str, QuantSpec]:
     """Canonical weight name -> spec, of the embedding and of lm_head (one entry for both when they are tied).
 
-    The block size is a power of two that divides the hidden size, because a lookup and a product read it.
+    A lookup reads blocks of a power of two that divides the hidden size; what a bdq lm_head of per-token activations
+    reads has one scale a row.
 
     Raises:
-        UsageError: `keep` asks for different bits of an embedding and an lm_head that share one weight.
+        UsageError: `keep` asks for different bits of an embedding and an lm_head that share one weight, or for 3 bits
+            of an embedding, which no lookup reads.
     """
     scheme = QuantScheme.parse(options.scheme)
     default = END_BITS if scheme.weight_bits != FLOAT_BITS else FLOAT_BITS
@@ -76,16 +76,27 @@ def end_specs(
                 "weight in this model; ask for the same bits"
             )
         asked = {architecture.embedding: given[0] if given else None}
+    if asked[architecture.embedding] == 3:
+        raise UsageError(f"--keep asks for 3 bits of {architecture.embedding}; an embedding has 2, 4, 8 or 16")
     specs = {}
     for module, kept in asked.items():
         bits = default if kept is None else kept
         if bits != FLOAT_BITS:
-            granularity = PerBlock(_end_block(bits, options, dimensions.hidden_size))
-            symmetric = options.symmetric or bits >= END_BITS
-            specs[f"{module}.weight"] = QuantSpec(bits, granularity, symmetric)
+            is_head = tied or module == architecture.lm_head
+            block = _end_block(bits, options, dimensions.hidden_size, is_head)
+            symmetric = options.symmetric or bits >= END_BITS or bits == 3
+            specs[f"{module}.weight"] = QuantSpec(bits, _granularity(block), symmetric)
     return specs
 
 
-def _end_block(bits: int, options: ExportOptions, columns: int) -> int:
-    blocks = _END_BLOCKS if bits >= END_BITS else (options.block_size or 32, *_END_BLOCKS[1:])
+def _granularity(block: int) -> Granularity:
+    return PerChannel() if block == WHOLE_ROW else PerBlock(block)
+
+
+def _end_block(bits: int, options: ExportOptions, columns: int, is_head: bool) -> int:
+    if is_head and options.is_per_token:
+        return WHOLE_ROW
+    if is_head and (options.linear_ops == BDQ or bits == 3):
+        return 64 if bits >= END_BITS else options.scale_block or 32
+    blocks = _END_BLOCKS if bits >= END_BITS else (options.scale_block or 32, *_END_BLOCKS[1:])
     return next((block for block in blocks if columns % block == 0), _END_BLOCKS[-1])

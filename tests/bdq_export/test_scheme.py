@@ -44,16 +44,23 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"transform": "magic"},
         {"weights": "awq"},
         {"block_size": 48},
-        {"scheme": "w4a4kv4"},
-        {"scheme": "w3a16"},
-        {"scheme": "w16a8"},
+        {"scheme": "w4a4kv4", "ops": "matmulnbits"},
+        {"scheme": "w3a16", "ops": "matmulnbits"},
+        {"scheme": "w16a8", "ops": "matmulnbits"},
+        {"scheme": "w4a4", "block_size": 16},
+        {"scheme": "w4a4", "symmetric": False},
+        {"ops": "bdq", "symmetric": False},
+        {"ops": "bdq", "block_size": 16},
+        {"keep": ("lm_head=3",), "block_size": 16},
+        {"keep": ("lm_head=3",), "ops": "matmulnbits"},
         {"ops": "qdq"},
+        {"ops": "qdq", "scheme": "w8a8kv4"},
         {"ops": "qdq", "scheme": "w4a16"},
         {"accuracy_level": 5},
         {"scheme": "w8a16", "accuracy_level": 0},
         {"scheme": "w4a8", "accuracy_level": 1},
         {"keep": ("lm_head",)},
-        {"keep": ("lm_head=3",)},
+        {"keep": ("lm_head=5",)},
         {"calib_samples": 0},
         {"calib_seq_len": 1},
         {"min_top1": 1.5},
@@ -65,6 +72,38 @@ def test_options_that_cannot_be_meant_are_refused(change: dict[str, object]) -> 
         ExportOptions(**change)  # type: ignore[arg-type]
 
 
+@given(SCHEMES)
+def test_every_scheme_can_be_exported(scheme: QuantScheme) -> None:
+    options = ExportOptions(scheme=str(scheme))
+    assert options.linear_ops in ("matmulnbits", "bdq")
+    assert ExportOptions(scheme=str(scheme), ops="bdq").linear_ops == "bdq"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ops", "linear_ops", "block"),
+    [
+        ("w4a16", "auto", "matmulnbits", 32),
+        ("w4a16kv4", "auto", "matmulnbits", 32),
+        ("w4a8", "auto", "matmulnbits", 32),
+        ("w4a8", "bdq", "bdq", 0),
+        ("w4a16", "bdq", "bdq", 32),
+        ("w3a16", "auto", "bdq", 32),
+        ("w2a4", "auto", "bdq", 0),
+        ("w3a3kv3", "auto", "bdq", 0),
+        ("w16a8", "auto", "bdq", 0),
+        ("w8a8", "qdq", "qdq", 0),
+    ],
+)
+def test_stock_operators_where_they_express_the_scheme(scheme: str, ops: str, linear_ops: str, block: int) -> None:
+    options = ExportOptions(scheme=scheme, ops=ops)
+    assert (options.linear_ops, options.scale_block) == (linear_ops, block)
+
+
+@pytest.mark.parametrize(("asked", "block"), [(None, 0), (0, 0), (64, 64)])
+def test_a_given_block_size_wins(asked: int | None, block: int) -> None:
+    assert ExportOptions(scheme="w4a4", block_size=asked).scale_block == block
+
+
 def test_the_last_matching_keep_pattern_wins() -> None:
     options = ExportOptions(keep=("model.layers.*=8", "*.down_proj=16"))
     assert options.bits_of("model.layers.0.mlp.down_proj") == 16
@@ -73,7 +112,8 @@ def test_the_last_matching_keep_pattern_wins() -> None:
 
 
 def test_block_sizes_are_numbers_or_channel() -> None:
-    assert parse_block_size("channel") is None
+    assert parse_block_size(None) is None
+    assert parse_block_size("channel") == 0
     assert parse_block_size("64") == 64
     with pytest.raises(UsageError, match="block size"):
         parse_block_size("0")

@@ -148,7 +148,7 @@ def test_bad_models(kind: str, model: Path, tmp_path: Path, refused: Refused) ->
         ("4bit", ["--scheme", "4bit"]),
         ("scheme", ["--scheme", ""]),
         ("w99a16", ["--scheme", "w99a16"]),
-        ("w3a16", ["--scheme", "w3a16"]),
+        ("w3a16", ["--scheme", "w3a16", "--ops", "matmulnbits"]),
         ("transform", ["--transform", "magic"]),
         ("weights", ["--weights", "awq"]),
         ("33", ["--block-size", "33"]),
