@@ -29,7 +29,7 @@ def opset_version(path: str | Path, domain: str) -> int | None:
                 length = 8 if key & 7 == _FIXED64 else 4
             else:
                 return None
-            end = file.tell() + length
+            end = min(file.tell() + length, size)
             if key >> 3 == _OPSET_IMPORT and key & 7 == _BYTES:
                 name, version = _opset(file, end)
                 if name == domain:
