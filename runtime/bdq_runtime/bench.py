@@ -66,9 +66,11 @@ def measure_speed(
     if model.context_length is not None and total > model.context_length:
         raise ValueError(f"{total} tokens are asked for, the model's context is {model.context_length}; ask for fewer")
     prompt = np.random.default_rng(0).integers(0, model.vocab_size, prompt_tokens)
-    # The first round warms up: memory is reserved and the thread pool is awake afterwards.
-    rounds = [time_round(model, prompt, new_tokens if i == repeats else 1) for i in range(repeats + 1)]
-    prefill = statistics.median(seconds for seconds, _ in rounds[1:])
+    # Memory is reserved and the thread pool is awake afterwards.
+    time_round(model, prompt, min(new_tokens, _WARM_UP_STEPS))
+    model.settle()
+    rounds = [time_round(model, prompt, new_tokens if i == repeats else 1) for i in range(1, repeats + 1)]
+    prefill = statistics.median(seconds for seconds, _ in rounds)
     return SpeedResult(
         prompt_tokens,
         new_tokens,

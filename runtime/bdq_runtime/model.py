@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import numpy.typing as npt
 
 from bdq_runtime.cache import Cache, CacheTensor, ConcatenatedCache, SharedCache, accepts_shared_cache, aligned
 from bdq_runtime.folder import ModelFolder
+from bdq_runtime.huge_pages import use_huge_pages
 from bdq_runtime.session import create_session, numpy_type
+from bdq_runtime.token_inputs import KEEP, NAMES, TokenInputs
 
 Array = npt.NDArray[Any]
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_KEEP = "logits_to_keep"
+_STEPS_BEFORE_HUGE_PAGES = 8
+"""A text that is not longer does not earn back the time it takes to move the weights."""
 
 
 class LanguageModel:
@@ -58,21 +61,20 @@ class LanguageModel:
         self._inputs = {node.name: node for node in self.session.get_inputs()}
         self._outputs = {node.name: node for node in self.session.get_outputs()}
         # An initializer that may be overridden: absent, it means "the last position".
-        self._keeps = _KEEP in {node.name for node in self.session.get_overridable_initializers()}
+        self._keeps = KEEP in {node.name for node in self.session.get_overridable_initializers()}
         tensors = _cache_tensors(self.folder, self._inputs, self._outputs)
         self.vocab_size = _vocab_size(self.folder, self._outputs["logits"].shape[-1])
         self.context_length = self.folder.context_length()
-        self._token = np.zeros((1, 1), np.int64)
-        self._keep = np.zeros((), np.int64)
-        self._constants: dict[str, Array] = {}
-        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self._grow_constants(256)
+        self._io = self.session.io_binding()
+        self._tokens = TokenInputs(self._io, self._inputs, self._keeps)
         dtype = numpy_type(self._outputs["logits"].type)
         self._row = self._logits = aligned((1, 1, self.vocab_size), dtype)
-        self._io = self.session.io_binding()
-        shared = share_cache is not False and accepts_shared_cache(self.session, tensors, self._one_token())
+        self._bound_logits: Array | None = None
+        shared = share_cache is not False and accepts_shared_cache(self.session, tensors, self._tokens.one_token())
         self.shares_cache = shared
         self._cache: Cache = (SharedCache if shared else ConcatenatedCache)(self._io, tensors)
+        self._steps = 0
+        self._mover: Thread | None = None
         self.length = 0
         self.reset()
 
@@ -106,12 +108,26 @@ class LanguageModel:
         ids = self._checked(tokens)
         total = self.length + ids.shape[1]
         self._cache.bind(self.length, total)
-        self._bind_tokens(ids, total, all_logits)
+        self._tokens.bind(ids, self.length, total, all_logits)
         # A graph without `logits_to_keep` computes the logits of every position.
         rows = self._run(ids.shape[1] if all_logits or not self._keeps else 1)
+        if ids is self._tokens.token:
+            self._count_step()
         self._cache.collect(total)
         self.length = total
         return rows if all_logits else rows[-1:]
+
+    def settle(self) -> None:
+        """Wait until nothing runs in the background any more; for benchmarks."""
+        if self._mover is not None:
+            self._mover.join()
+
+    def _count_step(self) -> None:
+        """Once a text is more than a few tokens, move the weights to huge pages beside it."""
+        self._steps += 1
+        if self._steps == _STEPS_BEFORE_HUGE_PAGES and self.session.get_providers()[0] == "CPUExecutionProvider":
+            self._mover = Thread(target=use_huge_pages, name="huge pages", daemon=True)
+            self._mover.start()
 
     def _run(self, rows: int) -> Array:
         """Run what is bound; `[rows, vocab]` logits."""
@@ -120,12 +136,14 @@ class LanguageModel:
             # Declared is the length by default. ONNX Runtime refuses a buffer of another length, but allocates one.
             self._logits = self._row
             self._io.bind_output("logits", "cpu")
-            self._bound.pop("logits", None)
+            self._bound_logits = None
             self.session.run_with_iobinding(self._io)
             logits = self._io.get_outputs()[-1].numpy()  # bound after those of the cache
         else:
             logits = self._logits_buffer(rows)
-            self._bind(self._io.bind_output, "logits", logits)
+            if logits is not self._bound_logits:
+                self._io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+                self._bound_logits = logits
             self.session.run_with_iobinding(self._io)
         found: Array = logits[0]
         return found
@@ -142,46 +160,18 @@ class LanguageModel:
             wrong = least if least < 0 else most
             raise ValueError(f"token {wrong} is not one of the model's {self.vocab_size}; is the tokenizer another's?")
         if len(tokens) == 1:
-            self._token[0, 0] = least
-            return self._token
+            self._tokens.token[0, 0] = least
+            return self._tokens.token
         return ids
-
-    def _bind_tokens(self, ids: Array, total: int, all_logits: bool) -> None:
-        if total > self._constants["attention_mask"].shape[1]:
-            self._grow_constants(2 * total)
-        self._bind(self._io.bind_input, "input_ids", ids)
-        if "attention_mask" in self._inputs:
-            self._bind(self._io.bind_input, "attention_mask", self._constants["attention_mask"][:, :total])
-        if "position_ids" in self._inputs:
-            positions = self._constants["position_ids"][:, self.length : total]
-            self._bind(self._io.bind_input, "position_ids", positions)
-        if self._keeps:
-            self._keep[...] = 0 if all_logits else 1
-            self._bind(self._io.bind_input, _KEEP, self._keep)
-
-    def _bind(self, bind: Callable[..., None], name: str, value: Array) -> None:
-        # By address: the memory is held by this object (or, for a prompt, by the caller) until the run is over.
-        # A binding stays until it changes; a decode step then binds the mask and the position only.
-        place = (value.ctypes.data, value.shape)
-        if self._bound.get(name) != place:
-            bind(name, "cpu", 0, value.dtype, value.shape, place[0])
-            self._bound[name] = place
-
-    def _grow_constants(self, size: int) -> None:
-        self._constants["attention_mask"] = np.ones((1, size), np.int64)
-        self._constants["position_ids"] = np.arange(size, dtype=np.int64)[None]
 
     def _logits_buffer(self, rows: int) -> Array:
         if rows == 1:
             return self._row
         if self._logits.shape[1] != rows:
-            self._logits = self._row  # the old one is freed before the new one is allocated
+            self._logits = self._row
+            self._bound_logits = None  # the old one is freed before the new one is allocated
             self._logits = aligned((1, rows, self.vocab_size), self._row.dtype)
         return self._logits
-
-    def _one_token(self) -> dict[str, Array]:
-        values = (self._token, np.ones((1, 1), np.int64), np.zeros((1, 1), np.int64))
-        return {name: value for name, value in zip(_TOKEN_INPUTS, values, strict=True) if name in self._inputs}
 
 
 def _cache_tensors(
@@ -198,11 +188,9 @@ def _cache_tensors(
     missing += [name for name in ("logits", *pairs.values()) if name not in outputs]
     if missing:
         raise ValueError(f"{folder.model} is not a decoder with a KV cache: it has no {', '.join(missing[:3])}")
-    unknown = [name for name in inputs if name not in pairs and name not in _TOKEN_INPUTS]
+    unknown = [name for name in inputs if name not in pairs and name not in NAMES]
     if unknown:
-        raise ValueError(
-            f"{folder.model} wants the input {unknown[0]}; known are {', '.join(_TOKEN_INPUTS)} and the KV cache"
-        )
+        raise ValueError(f"{folder.model} wants the input {unknown[0]}; known are {', '.join(NAMES)} and the KV cache")
     return tuple(_cache_tensor(folder, inputs[past], present) for past, present in pairs.items())
 
 
