@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bdq_export.calibration.candidates import Statistics
+from bdq_export.calibration.clip_tuning import ClipTuning
+from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range
 from bdq_export.calibration.selection import (
@@ -24,17 +26,20 @@ from bdq_export.calibration.selection import (
     choose,
     measure_rounded,
     names_to_try,
+    refolded,
     transformed,
 )
 from bdq_export.calibration.site_flatness import activation_flatness, weight_flatness
 from bdq_export.calibration.text import calibration_tokens, sample_tokens
 from bdq_export.calibration.workspace import Workspace, round_ends
+from bdq_export.fake_quant import attach
 from bdq_export.options import ExportOptions, parse_calib
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
-from bdq_export.quantize.sequential import quantize_blocks
+from bdq_export.quantize.sequential import Prepare, quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.report.report import Candidate, SiteFlatness
+from bdq_export.scheme import QuantScheme
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
@@ -53,6 +58,8 @@ _SKETCH_SHARE = 3
 """A transform that won is checked with a quick GPTQ of the first third of the blocks."""
 _CLEARLY = 0.02
 """Share of that loss by which it must win: below, the difference may be chance, and no transform is the safe choice."""
+_OBVIOUSLY = 0.7
+"""A transform whose loss is below this part of the untransformed one's needs no such check."""
 _UNCALIBRATED = (12, 24)
 """Sequences and tokens that are sampled only to verify a model that needs no calibration."""
 
@@ -117,7 +124,8 @@ def calibrate(
         UsageError: `keep` asks for different bits of tied weights.
     """
     end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
-    if options.weights == "rtn" and options.transform == NONE and not options.is_static:
+    dynamic = DynamicBits.of(QuantScheme.parse(options.scheme)) if options.ops == "bdq" else None
+    if options.weights == "rtn" and options.transform == NONE and not options.is_static and dynamic is None:
         return _uncalibrated(checkpoint, model, weights, options, progress)
     tokens = calibration_tokens(
         checkpoint,
@@ -139,13 +147,17 @@ def calibrate(
         linear_specs(options),
         progress,
         static=options.is_static,
+        dynamic=dynamic,
     )
     # What chooses does not judge: the last sequences are left to the verification of the written file.
     judged = tokens[-held:]
     chooses, held_back = (judged, judged) if held < 2 else (judged[: held // 2], judged[held // 2 :])
+    loss = HeldOutLoss(model, space.architecture.layers, chooses)
+    detach = attach(model, space.architecture, space.dimensions, space.quantization.view)
     try:
-        return _Calibration(space, options, HeldOutLoss(model, space.architecture.layers, chooses), held_back).run()
+        return _Calibration(space, options, loss, held_back).run()
     finally:
+        detach()
         space.install(weights)
 
 
@@ -181,28 +193,33 @@ class _Calibration:
         self.flatness: dict[str, float] = {}
 
     def run(self) -> CalibrationResult:
-        rotates = self.space.architecture.residual_rotation
-        names = names_to_try(self.options.transform, rotates, weight_only=not self.space.static)
         statistics: Statistics = self.space.statistics()
+        bits = None if self.space.dynamic is None else self.space.dynamic.activations
+        names = names_to_try(self.options.transform, self.space.may_rotate, bits)
         best, reason = self._select(names, statistics)
         if self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq":
-            plain = transformed(self.space, NONE, statistics, self.options.seed)
-            ours, theirs = self._sketch(best), self._sketch(plain)
-            if ours > theirs * (1 - _CLEARLY):
-                reason = (
-                    f"{best.name} is better rounded to nearest, but not clearly with GPTQ: the first blocks lose "
-                    f"{ours:.4f} nats, {theirs:.4f} without a transform"
-                )
-                best = plain
-            else:
-                reason += f"; with GPTQ the first blocks lose {ours:.4f} nats, {theirs:.4f} without a transform"
+            best, reason = self._checked(best, reason, statistics)
         quantized, loss = self._quantize(best)
         return self._result(best, reason, quantized, loss, statistics)
+
+    def _checked(self, best: Transformed, reason: str, statistics: Statistics) -> tuple[Transformed, str]:
+        """`best`, or no transform where a quick GPTQ does not confirm what rounding to nearest found."""
+        losses = {measured.name: measured.loss for measured in self.measured}
+        if losses[best.name] < _OBVIOUSLY * losses[NONE]:
+            return best, reason
+        plain = transformed(self.space, NONE, statistics, self.options.seed)
+        ours, theirs = self._sketch(best), self._sketch(plain)
+        if ours > theirs * (1 - _CLEARLY):
+            return plain, (
+                f"{best.name} is better rounded to nearest, but not clearly with GPTQ: the first blocks lose "
+                f"{ours:.4f} nats, {theirs:.4f} without a transform"
+            )
+        return best, f"{reason}; with GPTQ the first blocks lose {ours:.4f} nats, {theirs:.4f} without a transform"
 
     def _sketch(self, candidate: Transformed) -> float:
         """Held-out loss of a quick GPTQ of the first blocks: does a gain of rounding survive the better method?"""
         space = self.space
-        space.install(candidate.weights)
+        space.install(candidate.weights, candidate.online)
         few = replace(space, tokens=space.tokens[:_SKETCH_SEQUENCES])
         quantize_blocks(
             few.runner(),
@@ -214,10 +231,19 @@ class _Calibration:
             GptqOptions(sweeps=0),
             layers=-(-space.dimensions.layers // _SKETCH_SHARE),
             stage_name="check transform",
+            prepare=self._prepare(candidate),
         )
         found = space.measure(self.loss)
         space.install(space.weights)
         return found
+
+    def _prepare(self, candidate: Transformed) -> Prepare | None:
+        """What quantizes the inputs of each site, where the scheme does."""
+        space = self.space
+        if space.dynamic is None:
+            return None
+        cache = space.dynamic.cache(space.rotated_cache(candidate.rotates_heads))
+        return ClipTuning(space.architecture, space.quantization, space.dynamic.activations, cache).prepare
 
     def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         if len(names) == 1:
@@ -232,15 +258,17 @@ class _Calibration:
                 logger.info("transform %s: held-out loss %.4f", name, measured.loss)
                 stage.advance()
         name, reason = choose(self.measured, self.space.dimensions.tied)
-        return transformed(self.space, name, statistics, self.options.seed), reason
+        chosen = next(measured for measured in self.measured if measured.name == name)
+        return refolded(self.space, name, chosen.transforms, chosen.energies), reason
 
     def _quantize(self, candidate: Transformed) -> tuple[dict[str, QuantizedWeight], float]:
         """Quantize everything for good; the model computes with it afterwards."""
         space, architecture = self.space, self.space.architecture
-        space.install(candidate.weights)
+        space.install(candidate.weights, candidate.online)
         tied = f"{architecture.lm_head}.weight" not in candidate.weights
         quantized = round_ends(candidate.weights, end_specs(self.options, architecture, space.dimensions, tied))
         space.set_quantized(quantized)
+        prepare = self._prepare(candidate)
         if self.options.weights == "gptq":
             done = quantize_blocks(
                 space.runner(),
@@ -249,17 +277,28 @@ class _Calibration:
                 candidate.weights,
                 space.spec_of,
                 space.progress,
-                floats=space.float_inputs(candidate.weights),
+                floats=space.float_inputs(candidate.weights, candidate.online),
+                prepare=prepare,
+                odd_grids=space.odd_grids,
             )
             quantized.update(done.quantized)
             self.flatness = done.flatness
             self.warnings += [f"{name}: {reason}" for name, reason in done.fallbacks.items()]
         else:
-            with space.progress.stage("round weights"):
-                rounded = space.round_linears(candidate.weights, candidate.energies)
-                space.set_quantized(rounded)
-                quantized.update(rounded)
+            quantized.update(self._rounded(candidate, prepare))
+        if space.dynamic is not None:
+            space.quantize_head(space.dynamic)
         return quantized, space.measure(self.loss)
+
+    def _rounded(self, candidate: Transformed, prepare: Prepare | None) -> dict[str, QuantizedWeight]:
+        space = self.space
+        rounded = space.round_linears(candidate.weights, candidate.energies)
+        if prepare is None:
+            space.set_quantized(rounded)
+        else:
+            few = space.few_runner()
+            round_blocks(few, space.architecture, space.dimensions, candidate.weights, rounded, space.progress, prepare)
+        return rounded
 
     def _result(
         self,
@@ -282,6 +321,9 @@ class _Calibration:
             quantized=quantized,
             held_back=self.held_back,
             activation_ranges=ranges,
+            activations=dict(space.quantization.activations),
+            online=dict(best.online),
+            kv=dict(space.quantization.kv),
             candidates=tuple(candidates),
             loss=loss,
             activation_flatness=activation_flatness(space, statistics, self.flatness),

@@ -76,7 +76,7 @@ class BlockRunner:
         with self._observing(observe, at, stop), fast_matmuls(self._fast):
             for batch in torch.split(hidden, self._batch):
                 try:
-                    result = block(batch, **self._calls[batch.shape[0]][layer])
+                    result = block(batch, **self._call(batch.shape[0], layer))
                 except _Stop:
                     continue
                 outputs.append((result[0] if isinstance(result, tuple) else result).float())
@@ -105,6 +105,12 @@ class BlockRunner:
                     handle = self.model.get_submodule(path).register_forward_pre_hook(hook)
                     stack.callback(handle.remove)
             yield
+
+    def _call(self, batch: int, layer: int) -> dict[str, Any]:
+        """Keyword arguments of block `layer` for a batch of that many sequences."""
+        if batch not in self._calls:
+            self._record(self._tokens[:batch])
+        return self._calls[batch][layer]
 
     def _record(self, tokens: Tensor) -> Tensor:
         """Embed `tokens`; notes the keyword arguments of every block for this batch size."""

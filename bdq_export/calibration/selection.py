@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,12 +17,17 @@ from bdq_export.calibration.candidates import (
     smooth_diagonals,
 )
 from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.sandwich import sandwich
 from bdq_export.calibration.workspace import Workspace
-from bdq_export.transform import Transforms, fold
+from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_runtime.specs import OnlineTransform
 
 NONE = "none"
 UNTYING_GAIN = 0.1
 """Share of the loss that a rotation must take off where it unties embeddings, which costs one more table of bytes."""
+_HOPELESS = 5
+"""Bits of activations below which only rotations are tried beside no transform."""
+_MILD = ("smooth", "bdq")
 _TRIED = {
     "none": ("none",),
     "smooth": ("smooth",),
@@ -41,42 +46,65 @@ class Transformed:
         transforms: what was folded.
         weights: the folded weights.
         energies: E[x²] of every linear's inputs.
+        online: what each linear applies to its inputs, by canonical path.
     """
 
     name: str
     transforms: Transforms
     weights: Mapping[str, Tensor]
     energies: Energies
+    online: Mapping[str, OnlineTransform] = field(default_factory=dict)
+
+    @property
+    def rotates_heads(self) -> bool:
+        """Whether keys are rotated before they are cached."""
+        return self.name not in (NONE, "smooth")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
-    """The held-out loss of one candidate, rounded to nearest."""
+    """A candidate without its weights, which are folded again if it is chosen.
+
+    Attributes:
+        name: of the candidate.
+        loss: held-out loss, rounded to nearest.
+        transforms: see `Transformed`.
+        energies: see `Transformed`.
+    """
 
     name: str
     loss: float
+    transforms: Transforms = field(default_factory=Transforms)
+    energies: Energies = field(default_factory=dict)
 
 
-def names_to_try(transform: str, rotates: bool, weight_only: bool) -> tuple[str, ...]:
+def names_to_try(transform: str, rotates: bool, activation_bits: int | None = None) -> tuple[str, ...]:
     """The candidates behind the option `transform`.
 
-    A rotation is only tried by itself where it can pay: on families whose norms commute with it, and where activations
-    are quantized. It mixes what blocks of weights keep apart (SmolLM2-135M at w4a16, block 32: 0.43 nats from the
-    float model against 0.19 without a transform), and it unties embeddings.
+    A rotation is only tried by itself where it can pay: where activations are quantized, and on families whose norms
+    commute with it unless it may run online. It mixes what blocks of weights keep apart (SmolLM2-135M at w4a16, block
+    32: 0.43 nats from the float model against 0.19 without a transform), and it unties embeddings. Activations of 4
+    bits and below are hopeless without one.
 
     Args:
         transform: the option.
-        rotates: the family has a residual rotation.
-        weight_only: activations stay float.
+        rotates: inputs of linears can be rotated, and it may pay.
+        activation_bits: of activations that are quantized when the model runs; None leaves them float.
     """
     names = _TRIED[transform]
-    if len(names) == 1 or (rotates and not weight_only):
+    if len(names) == 1:
         return names
-    return tuple(name for name in names if name not in ROTATED)
+    if not rotates:
+        return tuple(name for name in names if name not in ROTATED)
+    if activation_bits is not None and activation_bits < _HOPELESS:
+        return tuple(name for name in names if name not in _MILD)
+    return names
 
 
 def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) -> Transformed:
     """Fold candidate `name`; `statistics` are those of the untransformed model."""
+    if space.dynamic is not None:
+        return _transformed_dynamic(space, name, statistics, seed)
     architecture, dimensions = space.architecture, space.dimensions
     transforms, weights = Transforms(), space.weights
     if name in ROTATED:
@@ -90,22 +118,40 @@ def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) 
     elif name in ("bdq", "bdq-rotated"):
         diagonals = closed_form_diagonals(architecture, dimensions, weights, statistics)
     if diagonals:
-        transforms = Transforms(
-            diagonals, residual_rotation=transforms.residual_rotation, head_rotations=transforms.head_rotations
-        )
+        transforms = replace(transforms, diagonals=diagonals)
         weights = fold(architecture, dimensions, space.weights, transforms)
     energies = scaled_energies(architecture, dimensions, statistics, diagonals)
     return Transformed(name, transforms, weights, energies)
 
 
+def _transformed_dynamic(space: Workspace, name: str, statistics: Statistics, seed: int) -> Transformed:
+    transforms = sandwich(space, name, statistics, seed)
+    candidate = refolded(space, name, transforms, {})
+    energies = {path: seen.energy for path, seen in statistics.items()}
+    if name != NONE:
+        space.install(candidate.weights, candidate.online)
+        energies = {path: seen.energy for path, seen in space.statistics().items()}
+        space.install(space.weights)
+    return replace(candidate, energies=energies)
+
+
+def refolded(space: Workspace, name: str, transforms: Transforms, energies: Energies) -> Transformed:
+    """A candidate whose transforms and energies are known."""
+    weights = fold(space.architecture, space.dimensions, space.weights, transforms)
+    online = online_by_path(space.architecture, transforms)
+    return Transformed(name, transforms, weights, energies, online)
+
+
 def measure_rounded(space: Workspace, candidate: Transformed, loss: HeldOutLoss) -> Measured:
     """Round `candidate` to nearest and measure it; the float model is back afterwards."""
-    space.install(candidate.weights)
+    space.install(candidate.weights, candidate.online)
     space.set_quantized(space.round_linears(candidate.weights, candidate.energies))
-    measured = Measured(candidate.name, space.measure(loss))
+    if space.dynamic is not None:
+        space.quantize_inputs(space.dynamic, candidate.rotates_heads)
+    found = space.measure(loss)
     # Back at once: the next candidate is folded while nothing but the float weights is held.
     space.install(space.weights)
-    return measured
+    return Measured(candidate.name, found, candidate.transforms, candidate.energies)
 
 
 def choose(measured: list[Measured], tied: bool) -> tuple[str, str]:

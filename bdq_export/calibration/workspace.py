@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.candidates import Energies
+from bdq_export.calibration.dynamic import LM_HEAD_BITS, DynamicBits, MutableQuantization
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range, observe_ranges
-from bdq_export.calibration.sites import block_sites
+from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.static_activations import static_activations
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
+from bdq_export.fake_quant import FakeQuantization, attach
 from bdq_export.float_model import ModelDescription, load_float_model, replace_weights
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs
+from bdq_export.quantize.grid import FEW_RATIOS, better_grid_kind
 from bdq_export.quantize.rtn import rtn
 from bdq_export.quantize.sequential import set_quantized
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import QuantizedWeight, QuantSpec
+from bdq_runtime.specs import ActivationQuantization, OnlineTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +50,8 @@ class Workspace:
         spec_of: how the linears of the decoder blocks are quantized.
         progress: shows the stages.
         static: activations are quantized with static ranges, too.
+        dynamic: activations or cache are quantized when the model runs, by the `bdq` operators.
+        quantization: what the model computes with, besides its weights, where that is `dynamic`.
     """
 
     description: ModelDescription
@@ -56,9 +63,27 @@ class Workspace:
     spec_of: SpecOf
     progress: Progress
     static: bool = False
+    dynamic: DynamicBits | None = None
+    quantization: MutableQuantization = field(default_factory=MutableQuantization)
 
-    def install(self, weights: Mapping[str, Tensor]) -> None:
-        """Compute with the float `weights` (all of them)."""
+    @property
+    def rotates_online(self) -> bool:
+        """Whether a rotation that cannot be folded may run in front of a linear."""
+        return self.dynamic is not None and self.dynamic.activations is not None
+
+    @property
+    def may_rotate(self) -> bool:
+        """Whether activations are quantized and can be rotated, folded or online."""
+        return self.rotates_online or (self.static and self.architecture.residual_rotation)
+
+    @property
+    def odd_grids(self) -> bool:
+        """Whether weights may lie on the odd grid: where operators of this project read them."""
+        return self.rotates_online
+
+    def install(self, weights: Mapping[str, Tensor], online: Mapping[str, OnlineTransform] | None = None) -> None:
+        """Compute with the float `weights` (all of them) after `online` transforms; nothing else is quantized."""
+        self.quantization.reset(online or {})
         # Weights of a rotated model untied the config.
         self.model.config.tie_word_embeddings = self.dimensions.tied
         replace_weights(self.model, self.architecture, weights)
@@ -67,9 +92,17 @@ class Workspace:
         """The model's blocks over the calibration tokens."""
         return BlockRunner(self.model, self.architecture.layers, self.tokens)
 
-    def float_inputs(self, weights: Mapping[str, Tensor]) -> FloatInputs:
-        """A second torch model that goes on computing with the float `weights` (shared, not copied)."""
+    def few_runner(self) -> BlockRunner:
+        """The same over few of them: enough for energies."""
+        return BlockRunner(self.model, self.architecture.layers, self._few())
+
+    def float_inputs(
+        self, weights: Mapping[str, Tensor], online: Mapping[str, OnlineTransform] | None = None
+    ) -> FloatInputs:
+        """A second torch model that goes on computing with the float `weights` (shared, not copied) after `online`."""
         twin = load_float_model(self.description, weights)
+        if online:
+            attach(twin, self.architecture, self.dimensions, FakeQuantization(online=online))
         return FloatInputs(BlockRunner(twin, self.architecture.layers, self.tokens))
 
     def linears(self) -> list[str]:
@@ -82,7 +115,7 @@ class Workspace:
 
     def statistics(self) -> dict[str, InputStatistics]:
         """Statistics of every linear's inputs, by canonical path, for what the model computes with."""
-        runner = BlockRunner(self.model, self.architecture.layers, self._few())
+        runner = self.few_runner()
         hidden = runner.embedded()
         found = {}
         with self.progress.stage("statistics", total=self.dimensions.layers) as stage:
@@ -94,6 +127,25 @@ class Workspace:
                     found.update(dict.fromkeys(site.paths, observer.statistics(site.module)))
                 stage.advance()
         return found
+
+    def quantize_inputs(self, bits: DynamicBits, rotate_heads: bool) -> None:
+        """Quantize the inputs of all linears and the cache without any search."""
+        activation, cache = bits.first_activations(), bits.cache(self.rotated_cache(rotate_heads))
+        if activation is not None:
+            self.quantization.activations.update(dict.fromkeys(self.linears(), activation))
+            self.quantize_head(bits)
+        if cache is not None:
+            self.quantization.kv.update(dict.fromkeys(range(self.dimensions.layers), cache))
+
+    def quantize_head(self, bits: DynamicBits) -> None:
+        """Quantize the inputs of lm_head, where those of the blocks are."""
+        if bits.activations is not None:
+            self.quantization.activations[self.architecture.lm_head] = ActivationQuantization(LM_HEAD_BITS)
+
+    def rotated_cache(self, wanted: bool) -> bool:
+        """Whether query and key heads are rotated: where it is wanted and their size is a power of two."""
+        size = self.dimensions.head_dim
+        return wanted and size & (size - 1) == 0
 
     def ranges(self) -> dict[str, Range]:
         """Static activation ranges of what the model computes with."""
@@ -113,13 +165,27 @@ class Workspace:
     def round_linears(self, weights: Mapping[str, Tensor], energies: Energies | None) -> dict[str, QuantizedWeight]:
         """Round the linears of `weights` to nearest on searched grids, weighted by the inputs' energies."""
         quantized = {}
-        for path in self.linears():
+        for layer in range(self.dimensions.layers):
+            for site in block_sites(self.architecture, self.dimensions, layer):
+                importance = None if energies is None else energies[site.paths[0]]
+                for spec, paths in self._by_spec(site):
+                    names = [f"{path}.weight" for path in paths]
+                    if self.odd_grids:
+                        spec = better_grid_kind(
+                            torch.cat([weights[name] for name in names]), spec, importance, FEW_RATIOS
+                        )
+                    for name in names:
+                        quantized[name] = rtn(weights[name], spec, search=True, importance=importance)
+        return quantized
+
+    def _by_spec(self, site: Site) -> list[tuple[QuantSpec, list[str]]]:
+        """The linears of a site that are quantized alike, and so on one grid."""
+        groups: dict[QuantSpec, list[str]] = {}
+        for path in site.paths:
             spec = self.spec_of(path)
             if spec is not None:
-                importance = None if energies is None else energies[path]
-                weight = weights[f"{path}.weight"]
-                quantized[f"{path}.weight"] = rtn(weight, spec, search=True, importance=importance)
-        return quantized
+                groups.setdefault(spec, []).append(path)
+        return list(groups.items())
 
     def set_quantized(self, quantized: Mapping[str, QuantizedWeight]) -> None:
         """Compute with the values of `quantized`."""

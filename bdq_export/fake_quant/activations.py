@@ -33,9 +33,7 @@ def quantize_tokens(
     return rounding(x * (1.0 / scales)).clamp(low, high), scales
 
 
-def fake_quantize_tokens(
-    x: Tensor, bits: int, clip: float | Tensor = 1.0, rounding: Rounding = nearest
-) -> Tensor:
+def fake_quantize_tokens(x: Tensor, bits: int, clip: float | Tensor = 1.0, rounding: Rounding = nearest) -> Tensor:
     """The values that the integers of `quantize_tokens` stand for."""
     codes, scales = quantize_tokens(x, bits, clip, rounding)
     return codes * scales

@@ -6,7 +6,7 @@ quantizing them again in every step gives what a quantized cache holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 NAME = "bdq_fake_quant"
 
-Transform = Any
-"""`(query, key, value) -> (query, key, value)`, each `[batch, heads, tokens, head_dim]` float32."""
+HeadTransform = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`(layer, query, key, value) -> (query, key, value)`, each `[batch, heads, tokens, head_dim]` float32."""
 
-_TRANSFORMS: WeakKeyDictionary[Module, Transform] = WeakKeyDictionary()
+_TRANSFORMS: WeakKeyDictionary[Module, tuple[int, HeadTransform]] = WeakKeyDictionary()
 """What each attention module does to its inputs now; modules that are not here attend as usual."""
 
 
@@ -44,36 +44,44 @@ def quantize_heads(query: Tensor, key: Tensor, value: Tensor, spec: KVQuantizati
 
 
 @contextmanager
-def quantized_attention(
-    model: PreTrainedModel, layers: str, specs: Mapping[int, KVQuantization]
-) -> Iterator[None]:
-    """Let the attention of decoder layer i of `model` read a cache quantized by `specs[i]`, looked up at each call.
+def attention_inputs(model: PreTrainedModel, layers: str, transform: HeadTransform) -> Iterator[None]:
+    """Let the attention of every decoder layer of `model` see what `transform` makes of its inputs.
 
     Args:
         model: of `load_float_model`.
         layers: path of its list of decoder blocks.
-        specs: may change while the context is open.
+        transform: called with the index of the layer; replaces an outer context's for as long as this one is open.
     """
-    blocks = list(model.get_submodule(layers).children())
-    modules = {_attention_of(block): index for index, block in enumerate(blocks)}
+    modules = [_attention_of(block) for block in model.get_submodule(layers).children()]
     before = model.config._attn_implementation
-
-    def transform_of(index: int) -> Transform:
-        def transform(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            spec = specs.get(index)
-            return (query, key, value) if spec is None else quantize_heads(query, key, value, spec)
-
-        return transform
-
+    replaced = {module: _TRANSFORMS.get(module) for module in modules}
     try:
-        for module, index in modules.items():
-            _TRANSFORMS[module] = transform_of(index)
+        for layer, module in enumerate(modules):
+            _TRANSFORMS[module] = (layer, transform)
         model.config._attn_implementation = NAME
         yield
     finally:
         model.config._attn_implementation = before
-        for module in modules:
-            _TRANSFORMS.pop(module, None)
+        for module, outer in replaced.items():
+            if outer is None:
+                _TRANSFORMS.pop(module, None)
+            else:
+                _TRANSFORMS[module] = outer
+
+
+@contextmanager
+def quantized_attention(model: PreTrainedModel, layers: str, specs: Mapping[int, KVQuantization]) -> Iterator[None]:
+    """Let the attention of decoder layer i read a cache quantized by `specs[i]`, looked up at each call.
+
+    Layers without a spec attend to what they are given.
+    """
+
+    def transform(layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spec = specs.get(layer)
+        return (query, key, value) if spec is None else quantize_heads(query, key, value, spec)
+
+    with attention_inputs(model, layers, transform):
+        yield
 
 
 def _attention_of(block: Module) -> Module:
@@ -87,16 +95,15 @@ def _attention_of(block: Module) -> Module:
 def _attend(
     module: Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    transform = _TRANSFORMS.get(module)
-    if transform is not None:
+    found = _TRANSFORMS.get(module)
+    if found is not None:
+        layer, transform = found
         dtype = query.dtype
-        changed = transform(query.float(), key.float(), value.float())
+        changed = transform(layer, query.float(), key.float(), value.float())
         query, key, value = (states.to(dtype) for states in changed)
     if kwargs.get("softcap") is not None:
         return _soft_capped(module, query, key, value, attention_mask, **kwargs), None
-    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **kwargs
-    )
+    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return result
 
 

@@ -102,9 +102,7 @@ def _input_hook(
     return hook
 
 
-def transform_input(
-    x: Tensor, online: OnlineTransform | None, activation: ActivationQuantization | None
-) -> Tensor:
+def transform_input(x: Tensor, online: OnlineTransform | None, activation: ActivationQuantization | None) -> Tensor:
     """What the product of a linear sees of its input `[..., K]`, float32."""
     x = x.float()
     if online is not None:

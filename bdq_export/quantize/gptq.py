@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdq_export.quantize.grid import Grid, searched_grid
+from bdq_export.quantize.grid import Grid, round_codes, searched_grid
 from bdq_export.quantize.refine import refine
 from bdq_runtime.packing import QuantizedWeight, QuantSpec
 
@@ -117,10 +117,9 @@ def _round_columns(weight: Tensor, factor: Tensor, grid: Grid, order: Tensor) ->
     """Codes `[N, K]` float32 of `weight`, taking columns in `order`; `factor` is for columns in that order."""
     columns = weight.shape[1]
     block = grid.spec.block_size(columns)
-    top = float((1 << grid.spec.bits) - 1)
     # Transposed, so that a column is a contiguous row.
     rest = weight.t()[order].contiguous()
-    scales, zeros = grid.scales.t().contiguous(), grid.zero_points.t().contiguous()
+    scales, zeros = grid.steps.t().contiguous(), grid.zero_points.t().contiguous()
     codes = torch.empty_like(rest)
     place = [int(column) for column in order]
     for start in range(0, columns, _PANEL):
@@ -129,7 +128,7 @@ def _round_columns(weight: Tensor, factor: Tensor, grid: Grid, order: Tensor) ->
         for index in range(start, end):
             group = place[index] // block
             value, scale, zero = rest[index], scales[group], zeros[group]
-            code = torch.div(value, scale).round_().add_(zero).clamp_(0.0, top)
+            code = round_codes(torch.div(value, scale), zero, grid.spec)
             codes[index] = code
             error = value.sub(code.sub(zero).mul_(scale)).div_(factor[index, index])
             errors[index - start] = error

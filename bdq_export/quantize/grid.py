@@ -5,20 +5,25 @@ scale that will be read back, not for a slightly different one.
 
 A symmetric grid uses all `2^bits` codes, -2^(bits-1) to 2^(bits-1)-1. Below 8 bits its scale is signed: the extra code
 goes to the side where the block's largest value lies. At 8 bits the scale is positive, which integer kernels expect.
+
+The odd grid is the integer one moved by half a step: its levels are `(code - (2^bits - 1) / 2) * 2 scale`. In here it
+has the steps `2 scale` and that half-integer zero point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bdq_runtime.packing import QuantizedWeight, QuantSpec
+from bdq_runtime.packing import ODD, QuantizedWeight, QuantSpec
 
 CLIP_RATIOS = tuple(1.0 - 0.05 * step for step in range(8))
 """Fractions of the min/max range that a search tries; 1.0 comes first, so that ties keep the full range."""
+_LOW_BIT_RATIOS = tuple(1.0 - 0.05 * step for step in range(8, 15))
+"""With 4 or 8 levels a row of many columns is best clipped much further."""
 FEW_RATIOS = (1.0, 0.9, 0.8)
 """For searches over a whole model at once: most of the gain in a third of the time."""
 
@@ -28,6 +33,8 @@ _CHUNK_ELEMENTS = 1 << 18
 _LEAST_SCALE = 6.0e-8
 """The least positive fp16; a block whose scale would be smaller is all zeros for every purpose."""
 _LARGEST_SCALE = 65504.0
+_LARGEST_ODD_BITS = 4
+_FEW_LEVEL_BITS = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Grid:
 
     Attributes:
         scales: `[N, B]` float32, exact in fp16, never 0.
-        zero_points: `[N, B]` float32 integers; `2^(bits-1)` everywhere when the spec is symmetric.
+        zero_points: `[N, B]` float32 integers; `2^(bits-1)` everywhere when the spec is symmetric, and
+            `(2^bits - 1) / 2` on the odd grid.
         spec: bits and granularity.
     """
 
@@ -44,21 +52,25 @@ class Grid:
     zero_points: Tensor
     spec: QuantSpec
 
+    @property
+    def steps(self) -> Tensor:
+        """Distance of two levels `[N, B]`: the scales, twice the scales on the odd grid."""
+        return self.scales * 2 if self.spec.grid == ODD else self.scales
+
     def codes(self, weight: Tensor) -> Tensor:
         """Codes `[N, K]` float32 of the values nearest to `weight` `[N, K]`."""
-        top = (1 << self.spec.bits) - 1
         result = torch.empty(weight.shape, dtype=torch.float32)
+        steps = self.steps
         for rows in _row_chunks(weight.shape):
             blocks = to_blocks(weight[rows].float(), self.spec)
-            steps = blocks.div(self.scales[rows].unsqueeze(-1)).round_()
-            steps.add_(self.zero_points[rows].unsqueeze(-1)).clamp_(0, top)
-            result[rows] = steps.flatten(1)[:, : weight.shape[1]]
+            codes = round_codes(blocks.div(steps[rows].unsqueeze(-1)), self.zero_points[rows].unsqueeze(-1), self.spec)
+            result[rows] = codes.flatten(1)[:, : weight.shape[1]]
         return result
 
     def values(self, codes: Tensor) -> Tensor:
         """What `codes` `[N, K]` stand for, float32 `[N, K]`."""
         blocks = to_blocks(codes, self.spec)
-        spread = (blocks - self.zero_points.unsqueeze(-1)) * self.scales.unsqueeze(-1)
+        spread = (blocks - self.zero_points.unsqueeze(-1)) * self.steps.unsqueeze(-1)
         return spread.flatten(1)[:, : codes.shape[1]]
 
     def quantized(self, codes: Tensor) -> QuantizedWeight:
@@ -69,6 +81,14 @@ class Grid:
             None if self.spec.symmetric else self.zero_points.to(torch.uint8).numpy(),
             self.spec,
         )
+
+
+def round_codes(scaled: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
+    """Codes of values given in steps; writes into `scaled`."""
+    top = float((1 << spec.bits) - 1)
+    if spec.grid == ODD:
+        return scaled.add_(zero).round_().clamp_(0.0, top)
+    return scaled.round_().add_(zero).clamp_(0.0, top)
 
 
 def to_blocks(weight: Tensor, spec: QuantSpec, block: int | None = None) -> Tensor:
@@ -117,6 +137,25 @@ def searched_grid(
     return _by_chunks(weight, spec, lambda blocks: _search(blocks, spec, columns, ratios, polish))
 
 
+def better_grid_kind(
+    weight: Tensor, spec: QuantSpec, importance: Tensor | None = None, ratios: tuple[float, ...] = CLIP_RATIOS
+) -> QuantSpec:
+    """`spec` on the integer or the odd grid, whichever fits `weight` `[N, K]` with less squared error.
+
+    A spec without an odd grid (more than 4 bits, asymmetric) is returned as it is.
+    """
+    if not spec.symmetric or spec.bits > _LARGEST_ODD_BITS:
+        return spec
+    weight = weight.float()
+
+    def error(candidate: QuantSpec) -> float:
+        grid = searched_grid(weight, candidate, importance, ratios)
+        squares = (grid.values(grid.codes(weight)) - weight).square_()
+        return float((squares if importance is None else squares.mul_(importance)).sum(dtype=torch.float64))
+
+    return min((spec, replace(spec, grid=ODD)), key=error)
+
+
 def _row_chunks(shape: torch.Size) -> Iterator[slice]:
     rows = max(1, _CHUNK_ELEMENTS // shape[1])
     return (slice(start, start + rows) for start in range(0, shape[0], rows))
@@ -138,6 +177,10 @@ def _covering(blocks: Tensor, spec: QuantSpec, ratio: float, flip: bool = False)
         scales = storable_scales((high - low) / (2 * half - 1))
         return scales, (-low / scales).round_().clamp_(0, 2 * half - 1)
     largest = torch.maximum(-low, high)
+    if spec.grid == ODD:
+        # No level is 0: what is all zeros gets the least scale there is.
+        zero = half - 0.5
+        return storable_scales((largest / (2 * zero)).clamp_(min=_LEAST_SCALE)), torch.full_like(largest, zero)
     if spec.bits > _SIGNED_SCALE_BITS:
         scales = largest / (half - 1)
     elif flip:
@@ -152,7 +195,9 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     best_scales, best_zeros = _covering(blocks, spec, 1.0)
     best_error = torch.full_like(best_scales, float("inf"))
-    signed = spec.symmetric and spec.bits <= _SIGNED_SCALE_BITS
+    signed = spec.symmetric and spec.bits <= _SIGNED_SCALE_BITS and spec.grid != ODD
+    if spec.symmetric and spec.bits <= _FEW_LEVEL_BITS:
+        ratios, polish = (*ratios, *_LOW_BIT_RATIOS), polish + 2
     candidates = [(ratio, flip) for ratio in ratios for flip in ((False, True) if signed else (False,))]
     for ratio, flip in candidates:
         scales, zeros = _covering(blocks, spec, ratio, flip)
@@ -166,9 +211,11 @@ def _search(
 
 
 def _steps(blocks: Tensor, spec: QuantSpec, scales: Tensor, zeros: Tensor) -> Tensor:
-    top = (1 << spec.bits) - 1
+    """The levels nearest to `blocks`, in scales: integers, odd ones on the odd grid."""
     zero = zeros.unsqueeze(-1)
-    return blocks.div(scales.unsqueeze(-1)).round_().add_(zero).clamp_(0, top).sub_(zero)
+    unit = 2.0 if spec.grid == ODD else 1.0
+    scaled = blocks.div((scales * unit).unsqueeze(-1))
+    return round_codes(scaled, zero, spec).sub_(zero).mul_(unit)
 
 
 def _keep_better(

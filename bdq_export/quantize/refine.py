@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bdq_export.quantize.grid import Grid, storable_scales, to_blocks
+from bdq_export.quantize.grid import Grid, round_codes, storable_scales, to_blocks
+from bdq_runtime.packing import ODD
 
 _PANEL = 64
 
@@ -48,7 +49,8 @@ def _refit_scales(weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor) ->
     """The scales of least error for `codes`: for each row one linear system in its B scales."""
     columns = codes.shape[1]
     block = grid.spec.block_size(columns)
-    steps = (to_blocks(codes, grid.spec) - grid.zero_points.unsqueeze(-1)).flatten(1)[:, :columns]
+    unit = 2.0 if grid.spec.grid == ODD else 1.0
+    steps = (to_blocks(codes, grid.spec) - grid.zero_points.unsqueeze(-1)).mul_(unit).flatten(1)[:, :columns]
     count = grid.scales.shape[1]
     target = to_blocks((weight @ hessian) * steps, grid.spec).sum(-1)
     system = torch.zeros(codes.shape[0], count, count)
@@ -78,8 +80,7 @@ def _descend(weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor) -> Tens
     """One pass over the columns, each moved to the code of least error while the others stay."""
     columns = codes.shape[1]
     block = grid.spec.block_size(columns)
-    top = float((1 << grid.spec.bits) - 1)
-    scales, zeros = grid.scales.t().contiguous(), grid.zero_points.t().contiguous()
+    scales, zeros = grid.steps.t().contiguous(), grid.zero_points.t().contiguous()
     values = grid.values(codes).t().contiguous()
     slope = hessian @ (values - weight.t())
     result = codes.t().contiguous()
@@ -91,7 +92,7 @@ def _descend(weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor) -> Tens
             group = index // block
             scale, zero = scales[group], zeros[group]
             best = torch.sub(values[index], slope[index], alpha=1.0 / pivots[index])
-            code = best.div_(scale).round_().add_(zero).clamp_(0.0, top)
+            code = round_codes(best.div_(scale), zero, grid.spec)
             value = code.sub(zero).mul_(scale)
             if index + 1 < end:
                 moved = value - values[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,16 @@ from bdq_export.float_model import replace_weights
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs, GapObserver
 from bdq_export.quantize.gptq import GptqOptions, gptq
+from bdq_export.quantize.grid import better_grid_kind
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import QuantizedWeight, QuantSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Prepare = Callable[[BlockRunner, Site, Tensor, Mapping[str, Tensor]], None]
 
 
 @dataclass
@@ -50,6 +54,8 @@ def quantize_blocks(
     floats: FloatInputs | None = None,
     layers: int | None = None,
     stage_name: str = "gptq",
+    prepare: Prepare | None = None,
+    odd_grids: bool = False,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -64,6 +70,9 @@ def quantize_blocks(
         floats: the float model's inputs, to make up for errors of the blocks before; None aims at the float weights.
         layers: how many blocks, from the first one; None is all.
         stage_name: under which the progress shows.
+        prepare: called with the runner, each site, its block's inputs and the float weights before the site's linears
+            are quantized: what it does to their inputs is what their Hessian sees.
+        odd_grids: put a site's weights on the odd grid where that fits them better.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -74,15 +83,43 @@ def quantize_blocks(
             if floats is not None:
                 floats.advance(layer, sites)
             for site in sites:
+                if prepare is not None:
+                    prepare(runner, site, hidden, weights)
                 observer = InputObserver(hessians=True) if floats is None else floats.observer(site.module)
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
                 result.flatness[site.module] = observer.statistics(site.module).flatness
-                done = _quantize_site(site, observer, weights, spec_of, options, result)
+                done = _quantize_site(site, observer, weights, spec_of, options, result, odd_grids)
                 set_quantized(runner.model, architecture, done)
                 result.quantized.update(done)
             hidden = runner.run(layer, hidden)
             stage.advance()
     return result
+
+
+def round_blocks(
+    runner: BlockRunner,
+    architecture: Architecture,
+    dimensions: Dimensions,
+    weights: Mapping[str, Tensor],
+    quantized: Mapping[str, QuantizedWeight],
+    progress: Progress,
+    prepare: Prepare,
+) -> None:
+    """Put weights that were rounded before in place block by block, with `prepare` called for each site on the way.
+
+    Arguments as those of `quantize_blocks`; `quantized` by canonical name.
+    """
+    hidden = runner.embedded()
+    with progress.stage("round weights", total=dimensions.layers) as stage:
+        for layer in range(dimensions.layers):
+            for site in block_sites(architecture, dimensions, layer):
+                prepare(runner, site, hidden, weights)
+                names = [f"{path}.weight" for path in site.paths]
+                set_quantized(
+                    runner.model, architecture, {name: quantized[name] for name in names if name in quantized}
+                )
+            hidden = runner.run(layer, hidden)
+            stage.advance()
 
 
 def set_quantized(model: PreTrainedModel, architecture: Architecture, quantized: Mapping[str, QuantizedWeight]) -> None:
@@ -111,6 +148,7 @@ def _quantize_site(
     spec_of: SpecOf,
     options: GptqOptions | None,
     result: SequentialResult,
+    odd_grids: bool,
 ) -> dict[str, QuantizedWeight]:
     """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
     hessian = observer.statistics(site.module).hessian
@@ -125,6 +163,8 @@ def _quantize_site(
         stacked = torch.cat([weights[name] for name in names])
         if isinstance(observer, GapObserver):
             stacked = observer.corrected(stacked, hessian)
+        if odd_grids:
+            spec = better_grid_kind(stacked, spec, hessian.diagonal())
         done = gptq(stacked, hessian, spec, options)
         quantized.update(split_rows_of(done.weight, {name: weights[name].shape[0] for name in names}))
         if done.fallback is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bdq_export.transform.closed_form import input_diagonal, smooth_diagonal
 from bdq_export.transform.flatness import flatness
-from bdq_export.transform.fold import fold
+from bdq_export.transform.fold import fold, online_by_path
 from bdq_export.transform.hadamard import random_hadamard
 from bdq_export.transform.sinkhorn import equilibrate
 from bdq_export.transform.transforms import Transforms, check_transforms
@@ -16,6 +16,7 @@ __all__ = [
     "flatness",
     "fold",
     "input_diagonal",
+    "online_by_path",
     "random_hadamard",
     "smooth_diagonal",
 ]

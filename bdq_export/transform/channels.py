@@ -50,6 +50,18 @@ def tie(edge: Edge, dimensions: Dimensions, scale: Tensor) -> Tensor:
     return tied
 
 
+def tie_mean(edge: Edge, dimensions: Dimensions, energy: Tensor) -> Tensor:
+    """`energy` of the free channels `[F]`, with the mean in both channels of each RoPE pair, which RoPE preserves."""
+    if edge.tie is not Tie.ROPE_PAIRS:
+        return energy
+    tied = energy.clone()
+    first, second = _pairs(dimensions, tied)
+    mean = (first + second) / 2
+    first.copy_(mean)
+    second.copy_(mean)
+    return tied
+
+
 def is_tied(edge: Edge, dimensions: Dimensions, scale: Tensor) -> bool:
     """Whether both channels of each RoPE pair have the same factor (1e-12), where the edge asks for it."""
     if edge.tie is not Tie.ROPE_PAIRS:

@@ -3,8 +3,9 @@
     diagonal of an edge     producer rows, bias or gain × D       consumer columns (or rows and bias) × D⁻¹
     residual rotation R1    E' = E R1    reader W' = W diag(γ) R1    writer W' = R1ᵀ W, b' = b R1    γ' = 1
     head rotation R2        v: W' = R2ᵀ W, b' = b R2 in each KV head      o: W' = W R2 in each query head
+    online H, Λ             consumer W' = W H Λ⁻¹; the consumer computes (x H) Λ when it runs
 
-`W [N, K]` multiplies from the right, `y = x Wᵀ + b`. The order is diagonals before, rotations, diagonals after;
+`W [N, K]` multiplies from the right, `y = x Wᵀ + b`. The order is diagonals before, rotations, diagonals after, online;
 all of it is computed in float64 and rounded once.
 """
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from bdq_export.transform.channels import expand
+from bdq_export.transform.hadamard import hadamard
 from bdq_export.transform.transforms import Diagonals, Transforms, check_transforms
 from bdq_models import Architecture, Dimensions, Edge, Side
+from bdq_runtime.specs import OnlineTransform
 
 ROWS = 16384
 """Rows of a vocabulary-sized matrix that are in float64 at a time."""
@@ -36,7 +39,8 @@ def fold(
 
     Returns:
         All weights in their input dtype; unchanged ones are the same tensors. With a residual rotation there is
-        a `lm_head.weight`: the gain of the final norm goes into it, so it can no longer be the embedding.
+        a `lm_head.weight`: the gain of the final norm goes into it, so it can no longer be the embedding. Where there
+        are online transforms, the weights are the model's only together with them (`online_by_path`).
 
     Raises:
         ValueError: the transforms do not fit the model (see `check_transforms`), or a weight is missing.
@@ -55,6 +59,7 @@ def fold(
         if index in transforms.head_rotations:
             _rotate_heads(layer, dimensions, transforms.head_rotations[index].to(torch.float64))
         _fold_diagonals(layer, dimensions, transforms.diagonals)
+        _fold_online(layer, transforms.online)
         folded.update(layer.rounded())
     return folded
 
@@ -129,6 +134,29 @@ def _fold_edge(layer: _Layer, dimensions: Dimensions, edge: Edge, scale: Tensor)
             layer.map_outputs(path, lambda rows: _scale(rows, inverse))
         else:
             layer.set_weight(path, layer.weight(path) * inverse)
+
+
+def _fold_online(layer: _Layer, online: Mapping[tuple[int, str], OnlineTransform]) -> None:
+    for edge in layer.architecture.edges:
+        transform = online.get((layer.index, edge.name))
+        if transform is None:
+            continue
+        matrix = hadamard(transform.hadamard_size)
+        for path in edge.consumers:
+            weight = layer.weight(path)
+            rotated = (weight.reshape(weight.shape[0], -1, transform.hadamard_size) @ matrix).reshape(weight.shape)
+            if transform.diagonal is not None:
+                rotated = rotated / torch.from_numpy(transform.diagonal).to(torch.float64)
+            layer.set_weight(path, rotated)
+
+
+def online_by_path(architecture: Architecture, transforms: Transforms) -> dict[str, OnlineTransform]:
+    """Canonical path of each linear -> the online transform of its inputs."""
+    return {
+        architecture.layer_path(layer, path): transform
+        for (layer, name), transform in transforms.online.items()
+        for path in architecture.edge(name).consumers
+    }
 
 
 def _scale(rows: Tensor, scale: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdq_export.transform.channels import is_tied
-from bdq_models import Architecture, Dimensions, Edge
+from bdq_export.transform.channels import consumer_channels, is_tied
+from bdq_models import Architecture, Dimensions, Edge, Side
+from bdq_runtime.opset import MAX_HADAMARD
+from bdq_runtime.specs import OnlineTransform
 
 ORTHOGONALITY = 1e-8
 """Largest entry of |RᵀR - I|: a float64 rotation passes, one rounded to float32 does not."""
@@ -22,23 +24,26 @@ class Transforms:
     """`T = Λa · R · Λb` of every edge; absent parts are identities.
 
     Attributes:
-        diagonals: Λb, keyed by (layer, edge name): positive factors of the edge's free channels, i.e. of the
-            producers' outputs. On `attention_in` and `mlp_in` they end up in the norm weight.
+        diagonals: Λb, keyed by (layer, edge name): factors of the edge's free channels, i.e. of the producers'
+            outputs; not 0, but of either sign. On `attention_in` and `mlp_in` they end up in the norm weight.
         diagonals_before: Λa, folded before the rotations. Under a residual rotation the factors of the edges
             that start at a norm are absorbed together with the norm's gain and have no effect.
         residual_rotation: R1, float64 `[hidden, hidden]` orthogonal, of the residual stream: `h' = h R1`.
         head_rotations: R2 by layer, float64 orthogonal `[head_dim, head_dim]` for all KV heads or
             `[kv_heads, head_dim, head_dim]`: `v' = v R2` in each head.
+        online: R and Λb that the consumers of (layer, edge name) apply to their inputs themselves, after all
+            that is folded: `x' = Hadamard(x) * diagonal`, `W' = W H diag⁻¹`. R4 is the one of `mlp_middle`.
     """
 
     diagonals: Diagonals = field(default_factory=dict)
     diagonals_before: Diagonals = field(default_factory=dict)
     residual_rotation: Tensor | None = None
     head_rotations: Mapping[int, Tensor] = field(default_factory=dict)
+    online: Mapping[tuple[int, str], OnlineTransform] = field(default_factory=dict)
 
     def touches(self, layer: int) -> bool:
         """Whether any weight of decoder layer `layer` changes."""
-        keys = (*self.diagonals, *self.diagonals_before)
+        keys = (*self.diagonals, *self.diagonals_before, *self.online)
         return (
             self.residual_rotation is not None
             or layer in self.head_rotations
@@ -50,14 +55,17 @@ def check_transforms(architecture: Architecture, dimensions: Dimensions, transfo
     """Make sure that folding `transforms` cannot change the function of the model.
 
     Raises:
-        ValueError: an edge or a layer that the model does not have, a diagonal of a wrong length, not positive,
-            not finite or different within a RoPE pair, a rotation that is not orthogonal, or a residual rotation
-            of a family whose norms do not commute with it.
+        ValueError: an edge or a layer that the model does not have, a diagonal of a wrong length, with zeros,
+            not finite or different within a RoPE pair, a rotation that is not orthogonal, a residual rotation
+            of a family whose norms do not commute with it, or an online Hadamard whose size does not fit.
     """
     for diagonals in (transforms.diagonals_before, transforms.diagonals):
         for (layer, name), scale in diagonals.items():
             _check_layer(dimensions, layer, name)
             _check_diagonal(_edge(architecture, name), dimensions, layer, scale)
+    for (layer, name), online in transforms.online.items():
+        _check_layer(dimensions, layer, name)
+        _check_online(_edge(architecture, name), dimensions, layer, online)
     rotation = transforms.residual_rotation
     if rotation is not None:
         if not architecture.residual_rotation:
@@ -90,10 +98,31 @@ def _check_diagonal(edge: Edge, dimensions: Dimensions, layer: int, scale: Tenso
     length = dimensions.free_channels(edge)
     if tuple(scale.shape) != (length,):
         raise ValueError(f"{where}: the diagonal has shape {tuple(scale.shape)}, expected ({length},)")
-    if not bool(torch.isfinite(scale).all()) or scale.amin().item() <= 0:
-        raise ValueError(f"{where}: the diagonal has entries that are not positive and finite")
+    if not _is_usable(scale):
+        raise ValueError(f"{where}: the diagonal has entries that are 0 or not finite")
     if not is_tied(edge, dimensions, scale):
         raise ValueError(f"{where}: the diagonal differs within a RoPE pair; tie it with transform.channels.tie")
+
+
+def _check_online(edge: Edge, dimensions: Dimensions, layer: int, online: OnlineTransform) -> None:
+    where = f"layer {layer}, edge {edge.name}"
+    channels, size = consumer_channels(edge, dimensions), online.hadamard_size
+    if edge.consumer_side is not Side.INPUT:
+        raise ValueError(f"{where}: its consumers are no inputs of a linear, so there is no online transform")
+    if not 1 <= size <= MAX_HADAMARD or size & (size - 1) or channels % size:
+        raise ValueError(
+            f"{where}: the Hadamard size is {size}, expected a power of two to {MAX_HADAMARD} that divides {channels}"
+        )
+    if online.diagonal is not None:
+        if online.diagonal.shape != (channels,):
+            raise ValueError(f"{where}: the online diagonal has shape {online.diagonal.shape}, expected ({channels},)")
+        if not _is_usable(torch.from_numpy(online.diagonal)):
+            raise ValueError(f"{where}: the online diagonal has entries that are 0 or not finite")
+
+
+def _is_usable(scale: Tensor) -> bool:
+    """All factors are finite and have a finite inverse."""
+    return bool((torch.isfinite(scale) & torch.isfinite(1 / scale)).all())
 
 
 def _check_rotation(what: str, matrix: Tensor, size: int) -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from bdq_export.quantize.grid import Grid, range_grid, searched_grid, storable_scales
+from bdq_export.quantize.grid import Grid, better_grid_kind, range_grid, searched_grid, storable_scales
 from bdq_export.quantize.rtn import rtn
-from bdq_runtime.packing import PerBlock, PerChannel, QuantSpec
+from bdq_runtime.packing import INTEGER, ODD, PerBlock, PerChannel, QuantSpec
 
 SPECS = [
     QuantSpec(bits, granularity, symmetric)
     for bits in (2, 4, 8)
     for granularity in (PerBlock(16), PerBlock(32), PerChannel())
     for symmetric in (True, False)
-]
+] + [QuantSpec(bits, granularity, grid=ODD) for bits in (2, 3, 4) for granularity in (PerBlock(16), PerChannel())]
 
 
 def _weight(rows: int = 24, columns: int = 80) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_representable_weights_come_back_exactly(spec: QuantSpec) -> None:
     blocks = -(-80 // block)
     scales = (torch.rand(6, blocks, generator=generator) + 0.5).half().float()
     half = 1 << (spec.bits - 1)
-    zeros = torch.full((6, blocks), float(half))
+    zeros = torch.full((6, blocks), half - 0.5 if spec.grid == ODD else float(half))
     if not spec.symmetric:
         zeros = torch.randint(1, half + 1, (6, blocks), generator=generator).float()
     weight = Grid(scales, zeros, spec).values(codes)
@@ -53,7 +53,8 @@ def test_scales_survive_fp16_and_errors_stay_within_a_step(spec: QuantSpec) -> N
     weight = _weight()
     quantized = rtn(weight, spec)
     assert np.array_equal(quantized.scales, quantized.scales.astype(np.float16).astype(np.float32))
-    steps = np.repeat(np.abs(quantized.scales), spec.block_size(80), axis=1)[:, :80]
+    distance = 2 if spec.grid == ODD else 1
+    steps = distance * np.repeat(np.abs(quantized.scales), spec.block_size(80), axis=1)[:, :80]
     error = np.abs(quantized.dequantize() - weight.numpy())
     # Half a step, and as much again where a rounded zero point or the missing symmetric code clips.
     assert (error <= 1.01 * steps).all()
@@ -65,6 +66,15 @@ def test_a_search_is_never_worse_and_a_wrong_scale_is(spec: QuantSpec) -> None:
     plain, searched = rtn(weight, spec), rtn(weight, spec, search=True)
     assert _error(weight, searched.dequantize()) <= _error(weight, plain.dequantize()) * (1 + 1e-6)
     assert _error(weight, searched.dequantize() * np.float32(1.01)) > _error(weight, searched.dequantize())
+
+
+def test_few_levels_are_better_off_on_the_odd_grid() -> None:
+    weight = _weight(24, 400)
+    spec = QuantSpec(2, PerChannel())
+    assert better_grid_kind(weight, spec).grid == ODD
+    assert better_grid_kind(torch.full((4, 16), 0.3) * torch.arange(-2, 2).repeat(4), spec).grid == INTEGER
+    for other in (QuantSpec(8, PerChannel()), QuantSpec(2, PerChannel(), symmetric=False)):
+        assert better_grid_kind(weight, other) == other
 
 
 def test_a_search_follows_the_importance_of_columns() -> None:

@@ -10,13 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdq_export.float_model import load_float_model
-from bdq_export.transform import Transforms, random_hadamard
-from bdq_export.transform.channels import tie
+from bdq_export.float_model import load_float_model, locate_linear
+from bdq_export.transform import Transforms, online_by_path, random_hadamard
+from bdq_export.transform.channels import consumer_channels, tie
+from bdq_export.transform.hadamard import hadamard
+from bdq_models import Edge, Side, Tie
+from bdq_runtime.specs import OnlineTransform
 
 
-def _exact_logits(tiny: Any, weights: dict[str, Tensor]) -> Tensor:
+def _online(transform: OnlineTransform) -> Callable[[Any, Any], Tensor]:
+    """A hook that applies an online transform in float64, without its integer grid."""
+    matrix = hadamard(transform.hadamard_size)
+
+    def hook(_module: Any, inputs: tuple[Tensor]) -> Tensor:
+        x = inputs[0]
+        rotated = (x.reshape(*x.shape[:-1], -1, transform.hadamard_size) @ matrix).reshape(x.shape)
+        return rotated if transform.diagonal is None else rotated * torch.from_numpy(transform.diagonal).double()
+
+    return hook
+
+
+def _exact_logits(tiny: Any, weights: dict[str, Tensor], transforms: Transforms | None = None) -> Tensor:
     model = load_float_model(tiny, weights).double()
+    modules = {}
+    for path, transform in online_by_path(tiny.architecture, transforms or Transforms()).items():
+        modules[locate_linear(tiny.architecture, tiny.dimensions, path).module] = transform
+    for module, transform in modules.items():
+        model.get_submodule(module).register_forward_pre_hook(_online(transform))
     offset = tiny.architecture.norm_offset
 
     # transformers' norms round to float32 inside, which would hide an error below 1e-7.
@@ -35,8 +55,11 @@ def _exact_logits(tiny: Any, weights: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.fixture
-def exact_logits() -> Callable[[Any, dict[str, Tensor]], Tensor]:
-    """`exact_logits(tiny, weights)`: logits of 2 x 24 random tokens, float64 throughout."""
+def exact_logits() -> Callable[..., Tensor]:
+    """`exact_logits(tiny, weights, transforms=None)`: logits of 2 x 24 random tokens, float64 throughout.
+
+    With `transforms`, linears apply the online ones to their inputs.
+    """
     return _exact_logits
 
 
@@ -46,9 +69,21 @@ def relative_error() -> Callable[[Tensor, Tensor], float]:
     return lambda got, expected: ((got - expected).abs().amax() / expected.abs().amax()).item()
 
 
-def _random_transforms(tiny: Any, seed: int = 0, rotations: bool = True, edges: Any = None) -> Transforms:
+def _random_transforms(
+    tiny: Any, seed: int = 0, rotations: bool = True, edges: Any = None, online: bool = False, signs: bool = False
+) -> Transforms:
     dimensions, architecture = tiny.dimensions, tiny.architecture
     generator = torch.Generator().manual_seed(seed)
+
+    def sign(edge: Edge) -> Tensor:
+        if not signs or edge.tie is Tie.ROPE_PAIRS:
+            return torch.ones(1, dtype=torch.float64)
+        return torch.randint(0, 2, (dimensions.free_channels(edge),), generator=generator).double() * 2 - 1
+
+    def transform(edge: Edge) -> OnlineTransform:
+        channels = consumer_channels(edge, dimensions)
+        diagonal = torch.randn(channels, generator=generator).exp()
+        return OnlineTransform(channels & -channels, diagonal.numpy())
 
     def diagonals() -> dict[tuple[int, str], Tensor]:
         return {
@@ -57,6 +92,7 @@ def _random_transforms(tiny: Any, seed: int = 0, rotations: bool = True, edges: 
                 dimensions,
                 torch.randn(dimensions.free_channels(edge), generator=generator, dtype=torch.float64).exp(),
             )
+            * sign(edge)
             for layer in range(dimensions.layers)
             for edge in architecture.edges
             if edges is None or edge.name in edges
@@ -72,6 +108,12 @@ def _random_transforms(tiny: Any, seed: int = 0, rotations: bool = True, edges: 
                 [random_hadamard(dimensions.head_dim, 100 * layer + head) for head in range(dimensions.kv_heads)]
             )
             for layer in range(dimensions.layers if rotations else 0)
+        },
+        online={
+            (layer, edge.name): transform(edge)
+            for layer in range(dimensions.layers if online else 0)
+            for edge in architecture.edges
+            if edge.consumer_side is Side.INPUT
         },
     )
 

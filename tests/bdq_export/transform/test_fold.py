@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from bdq_export.transform import Transforms, fold, random_hadamard
 from bdq_models import supported
+from bdq_runtime.specs import OnlineTransform
 
 ALL = ("llama", "llama3", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 EDGES = ("attention_in", "value", "key_query", "mlp_in", "mlp_middle")
@@ -35,6 +37,22 @@ def test_logits_unchanged(family, rotations, tiny_model, exact_logits, random_tr
     assert relative_error(exact_logits(tiny, new), expected) < TOLERANCE
     touched = {f"model.layers.1.{path}.weight" for path in tiny.architecture.linears}
     assert not any(torch.equal(new[name], tiny.weights[name]) for name in touched)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_logits_unchanged_by_online_transforms(family, tiny_model, exact_logits, random_transforms, relative_error):
+    tiny = exact(tiny_model(family))
+    expected = exact_logits(tiny, tiny.weights)
+    transforms = random_transforms(tiny, online=True, signs=True)
+    new = folded(tiny, transforms)
+    assert relative_error(exact_logits(tiny, new, transforms), expected) < TOLERANCE
+    assert relative_error(exact_logits(tiny, new), expected) > 1e-3
+    key = (1, "mlp_middle")
+    wrong = transforms.online[key].diagonal.copy()
+    wrong[0] *= 1.01
+    online = {**transforms.online, key: replace(transforms.online[key], diagonal=wrong)}
+    error = relative_error(exact_logits(tiny, new, replace(transforms, online=online)), expected)
+    assert error > 1e3 * TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama_biases", "qwen3", "gemma3"])
@@ -125,10 +143,18 @@ def test_order_of_the_sandwich(tiny_model):
         (Transforms(diagonals={(0, "elbow"): torch.ones(4)}), "no edge 'elbow'; it has"),
         (Transforms(diagonals={(3, "value"): torch.ones(48)}), "layer 3 does not exist, the model has 3"),
         (Transforms(diagonals={(0, "value"): torch.ones(144)}), r"shape \(144,\), expected \(48,\)"),
-        (Transforms(diagonals={(0, "value"): -torch.ones(48)}), "not positive and finite"),
-        (Transforms(diagonals={(0, "value"): torch.zeros(48)}), "not positive and finite"),
-        (Transforms(diagonals_before={(0, "value"): torch.full((48,), torch.nan)}), "not positive and finite"),
-        (Transforms(diagonals={(0, "value"): torch.full((48,), torch.inf)}), "not positive and finite"),
+        (Transforms(diagonals={(0, "value"): torch.zeros(48)}), "0 or not finite"),
+        (Transforms(diagonals_before={(0, "value"): torch.full((48,), torch.nan)}), "0 or not finite"),
+        (Transforms(diagonals={(0, "value"): torch.full((48,), torch.inf)}), "0 or not finite"),
+        (Transforms(online={(0, "mlp_middle"): OnlineTransform(64)}), "size is 64, expected .* divides 96"),
+        (Transforms(online={(0, "mlp_middle"): OnlineTransform(24)}), "size is 24, expected a power of two"),
+        (Transforms(online={(0, "key_query"): OnlineTransform(16)}), "no inputs of a linear"),
+        (Transforms(online={(4, "mlp_middle"): OnlineTransform(32)}), "layer 4 does not exist"),
+        (
+            Transforms(online={(0, "mlp_middle"): OnlineTransform(32, np.ones(32, np.float32))}),
+            r"shape \(32,\), expected \(96,\)",
+        ),
+        (Transforms(online={(0, "mlp_middle"): OnlineTransform(32, np.zeros(96, np.float32))}), "0 or not finite"),
         (Transforms(residual_rotation=torch.eye(64).double()), r"expected \(144, 144\)"),
         (Transforms(residual_rotation=1.01 * torch.eye(144).double()), "not orthogonal"),
         (Transforms(head_rotations={0: torch.ones(16, 16)}), "layer 0: a head rotation is not orthogonal"),

@@ -1,0 +1,98 @@
+"""Clips of activations and of the KV cache, found site by site while the blocks before are already quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bdq_export.calibration.activation_clips import row_energies, search_clip
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.dynamic import MutableQuantization
+from bdq_export.calibration.sites import Site
+from bdq_models import Architecture
+from bdq_runtime.specs import ActivationQuantization, KVQuantization
+
+_SEARCH_TOKENS = 2048
+KV_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipTuning:
+    """Quantizes the inputs of one site after the other, and the cache of each layer.
+
+    Attributes:
+        architecture: the family.
+        quantization: of the model that `runner` runs; gets what is found.
+        activation_bits: None leaves activations float.
+        kv: bits of the cache, and whether heads are rotated; None leaves it float.
+        search: try clip ratios; otherwise all are 1.
+    """
+
+    architecture: Architecture
+    quantization: MutableQuantization
+    activation_bits: int | None
+    kv: KVQuantization | None
+    search: bool = True
+
+    def prepare(self, runner: BlockRunner, site: Site, hidden: Tensor, weights: Mapping[str, Tensor]) -> None:
+        """Quantize the inputs of `site`, and the cache before the site that reads what attention gives.
+
+        Args:
+            runner: of the model with everything before the site quantized.
+            site: its own weights are still float.
+            hidden: inputs of its block, all calibration tokens.
+            weights: canonical float weights.
+        """
+        few = hidden[: max(1, _SEARCH_TOKENS // hidden.shape[1])]
+        weight = torch.cat([weights[f"{path}.weight"] for path in site.paths])
+        if self.kv is not None and self._reads_attention(site):
+            self.quantization.kv[site.layer] = self._tuned_cache(self.kv, runner, site, few, weight)
+        if self.activation_bits is not None:
+            found = ActivationQuantization(self.activation_bits)
+            if self.search:
+                found = search_clip(_inputs(runner, site, few), weight, self.activation_bits)
+            self.quantization.activations.update(dict.fromkeys(site.paths, found))
+
+    def _reads_attention(self, site: Site) -> bool:
+        readers = self.architecture.edge("value").consumers
+        return any(self.architecture.layer_path(site.layer, path) in site.paths for path in readers)
+
+    def _tuned_cache(
+        self, spec: KVQuantization, runner: BlockRunner, site: Site, hidden: Tensor, weight: Tensor
+    ) -> KVQuantization:
+        if not self.search:
+            return spec
+        self.quantization.kv.pop(site.layer, None)
+        expected = _inputs(runner, site, hidden)
+        total = row_energies(expected, weight).clamp_min(1e-12)
+
+        def error(candidate: KVQuantization) -> float:
+            self.quantization.kv[site.layer] = candidate
+            gap = _inputs(runner, site, hidden) - expected
+            return float((row_energies(gap, weight) / total).mean())
+
+        for candidates in (_key_clips, _value_clips):
+            spec = min(candidates(spec), key=error)
+        return spec
+
+
+def _key_clips(spec: KVQuantization) -> Iterator[KVQuantization]:
+    return (replace(spec, key_clip=ratio) for ratio in KV_RATIOS)
+
+
+def _value_clips(spec: KVQuantization) -> Iterator[KVQuantization]:
+    return (replace(spec, value_clip=ratio) for ratio in KV_RATIOS)
+
+
+def _inputs(runner: BlockRunner, site: Site, hidden: Tensor) -> Tensor:
+    """Inputs `[tokens, K]` of `site` as its linears get them now."""
+    rows: list[Tensor] = []
+
+    def keep(_path: str, inputs: Tensor) -> None:
+        rows.append(inputs.reshape(-1, inputs.shape[-1]).float())
+
+    runner.run(site.layer, hidden, keep, (site.module,), stop=True)
+    return torch.cat(rows)

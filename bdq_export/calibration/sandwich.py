@@ -1,0 +1,106 @@
+"""The transforms of a scheme whose activations or cache are quantized: `T = Λa · R · Λb` at every site, in closed form.
+
+    none           nothing
+    smooth         SmoothQuant's Λb on the edges that start at a norm
+    hadamard       random R1 .. R4 and no diagonals (what QuaRot does)
+    bdq            Λb on every edge and between keys and queries, no R
+    bdq-rotated    Λa · R · Λb: λ = (Σw² / E x²)^¼ on both sides of every rotation, and between keys and queries
+
+R1 and R2 are folded, R4 (in front of down_proj) runs online, and so do rotations at the inputs of q, k, v, gate and up
+where the norms of the family do not commute with R1. R3 rotates query and key heads inside of attention and is no part
+of the weights (`KVQuantization.hadamard`). Hadamard matrices have no signs of their own: they are folded into Λa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bdq_export.calibration.candidates import (
+    ROTATED,
+    Statistics,
+    closed_form_diagonals,
+    rotations,
+    smooth_diagonals,
+)
+from bdq_export.calibration.head_energies import head_energies, key_query_diagonals
+from bdq_export.calibration.workspace import Workspace
+from bdq_export.fake_quant import largest_size
+from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_export.transform.channels import consumer_channels
+from bdq_export.transform.transforms import Diagonals
+from bdq_models import Architecture, Dimensions, Edge, Side
+from bdq_runtime.specs import OnlineTransform
+
+_SIGN_SEED = 7919
+"""Apart from the seeds of the rotations, which count up from the export's."""
+
+
+def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> Transforms:
+    """The transforms of candidate `name`; the model computes with the untransformed weights before and after.
+
+    Args:
+        space: the model.
+        name: of the candidate.
+        statistics: of the untransformed model.
+        seed: of rotations and signs.
+    """
+    architecture, dimensions = space.architecture, space.dimensions
+    if name == "smooth":
+        return Transforms(smooth_diagonals(architecture, dimensions, space.weights, statistics))
+    if name not in ("bdq", *ROTATED):
+        return Transforms()
+    keys: Diagonals = {}
+    if name != "hadamard":
+        keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
+    if name == "bdq":
+        return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})
+    rotated = _rotated(architecture, dimensions, seed)
+    if name == "hadamard" or not space.rotates_online:
+        return replace(rotated, diagonals=keys)
+    closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
+    before = {key: signs * closed[key] for key, signs in rotated.diagonals_before.items()}
+    first = replace(rotated, diagonals=keys, diagonals_before=before)
+    return _with_second_diagonals(space, first)
+
+
+def _rotated(architecture: Architecture, dimensions: Dimensions, seed: int) -> Transforms:
+    """Random R1, R2 and online rotations with their signs."""
+    generator = torch.Generator().manual_seed(seed + _SIGN_SEED)
+    before: dict[tuple[int, str], Tensor] = {}
+    online: dict[tuple[int, str], OnlineTransform] = {}
+    for layer in range(dimensions.layers):
+        for edge in online_edges(architecture):
+            channels = dimensions.free_channels(edge)
+            before[layer, edge.name] = torch.randint(0, 2, (channels,), generator=generator).double() * 2 - 1
+            online[layer, edge.name] = OnlineTransform(largest_size(consumer_channels(edge, dimensions)))
+    return replace(rotations(architecture, dimensions, seed), diagonals_before=before, online=online)
+
+
+def online_edges(architecture: Architecture) -> tuple[Edge, ...]:
+    """Where no rotation can be folded: inputs that are products, and those of norms that do not commute with R1."""
+    folded = {path for _, readers in architecture.residual_readers for path in readers}
+    heads = {path for path in architecture.edge("value").consumers}
+    return tuple(
+        edge
+        for edge in architecture.edges
+        if edge.consumer_side is Side.INPUT
+        and edge.consumers[0] not in heads
+        and not (architecture.residual_rotation and edge.consumers[0] in folded)
+    )
+
+
+def _with_second_diagonals(space: Workspace, first: Transforms) -> Transforms:
+    """Add the Λb that the closed form gives for the rotated model."""
+    weights = fold(space.architecture, space.dimensions, space.weights, first)
+    space.install(weights, online_by_path(space.architecture, first))
+    closed = closed_form_diagonals(space.architecture, space.dimensions, weights, space.statistics())
+    space.install(space.weights)
+    online = {key: replace(transform, diagonal=closed[key].float().numpy()) for key, transform in first.online.items()}
+    after: Mapping[tuple[int, str], Tensor] = {
+        key: diagonal for key, diagonal in closed.items() if key not in first.online
+    }
+    return replace(first, diagonals={**first.diagonals, **after}, online=online)
