@@ -88,8 +88,8 @@ def _data(case: Case) -> Data:
     return Data(query, key, value, *pasts, seqlens, cos, sin, expected)
 
 
-def _append(launch: Callable[..., None], case: Case, data: Data) -> tuple[Array, Array, Array]:
-    """Rotated queries and the two presents."""
+def _append(launch: Callable[..., None], case: Case, data: Data) -> tuple[tuple[Array, ...], Array, Array]:
+    """Queries in two halves with their factors, and the two presents."""
     batch, positions = len(case.lengths), max(case.buffer, case.total)
     presents = []
     for past in (data.past_key, data.past_value):
@@ -98,19 +98,21 @@ def _append(launch: Callable[..., None], case: Case, data: Data) -> tuple[Array,
         grid = (-(-positions * row // 256), batch * case.kv_heads)
         launch("cache.move_cache", grid, past, present, case.buffer * row, positions * row, BLOCK=256, WORDS=False)
         presents.append(present)
-    rotated = np.full((batch, case.tokens, case.heads, case.size), np.nan, np.float32)
+    shape = (batch, case.tokens, case.heads)
+    high, low = (np.full((*shape, case.size), np.nan, np.float16) for _ in range(2))
+    queries = (high, low, np.full((*shape, 2), np.nan, np.float32))
     launch(
         "cache.attention_rows",
         (case.tokens, case.heads + 2 * case.kv_heads, batch),
-        *(data.query, data.key, data.value, data.seqlens, data.cos, data.sin, rotated, *presents),
+        *(data.query, data.key, data.value, data.seqlens, data.cos, data.sin, *queries, *presents),
         *(case.heads * case.size, case.kv_heads * case.size, case.kv_heads * case.size),
         *(case.tokens, case.total, positions, case.heads, case.kv_heads, case.size, case.rotary // 2),
         *(case.size.bit_length() - 1 if case.hadamard else 0, 2.0 ** -grid_bits(case.size)),
         *(float(np.float32(case.size**-0.5)), case.key_bits, case.value_bits),
-        *(float(np.float32(0.95)), float(np.float32(0.9))),
+        *(float(np.float32(0.95)), float(np.float32(0.9)), float(np.float32(0.3))),
         BD=64,
     )
-    return rotated, presents[0], presents[1]
+    return queries, presents[0], presents[1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -124,7 +126,7 @@ def test_appended_rows_have_the_bytes_of_the_reference(launch: Callable[..., Non
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_agrees_to_rounding(launch: Callable[..., None], case: Case) -> None:
     data = _data(case)
-    rotated, key, value = _append(launch, case, data)
+    queries, key, value = _append(launch, case, data)
     batch, positions, group = len(case.lengths), max(case.buffer, case.total), case.heads // case.kv_heads
     output = np.full((batch, case.tokens, case.heads * case.size), np.nan, np.float32)
     parts = np.zeros((batch, case.tokens, case.heads, case.parts, case.size), np.float32)
@@ -132,10 +134,10 @@ def test_attention_agrees_to_rounding(launch: Callable[..., None], case: Case) -
     launch(
         "attention.cached_attention",
         (-(-case.tokens * group // 16), batch * case.kv_heads, case.parts),
-        *(rotated, key, value, data.seqlens, output, parts, weights, case.tokens, case.total, positions),
+        *(*queries, key, value, data.seqlens, output, parts, weights, case.tokens, case.total, positions),
         *(case.heads, case.kv_heads, case.size, case.key_bits, case.value_bits),
-        *(float(np.float32(0.3)), case.softcap, case.window, case.parts),
-        **dict(BD=64, BM=16, BN=16),
+        *(case.softcap, case.window, case.parts),
+        **dict(BD=64, BM=16, BN=16, ASM=False),
     )
     if case.parts > 1:
         launch(
@@ -161,12 +163,12 @@ def test_ranges_at_the_ends_of_the_scale_have_the_bytes_of_the_reference(
     x[6] = np.linspace(-1, 1, 16)
     row = 16 * bits // 8 + 4
     present = np.zeros((1, 1, 8, row), np.uint8)
-    rotated, seqlens = np.zeros(0, np.float32), np.array([7], np.int32)
+    seqlens, nothing = np.array([7], np.int32), np.zeros(0, np.float16)
     launch(
         "cache.attention_rows",
         (8, 2, 1),
-        *(x, x, x, seqlens, x, x, rotated, present, present, 16, 16, 16, 8, 8, 8, 0, 1, 16, 0, 0, 1.0, 1.0),
-        *(bits, bits, 1.0, 1.0),
+        *(x, x, x, seqlens, x, x, nothing, nothing, x, present, present, 16, 16, 16, 8, 8, 8, 0, 1, 16, 0, 0, 1.0, 1.0),
+        *(bits, bits, 1.0, 1.0, 1.0),
         BD=64,
     )
     np.testing.assert_array_equal(present[0, 0], quantize_cache_rows(x, bits))

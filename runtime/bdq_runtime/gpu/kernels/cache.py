@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from bdq_runtime.gpu.kernels.halves import halves_of, power_of_two
 from bdq_runtime.gpu.kernels.names import named
 from bdq_runtime.gpu.kernels.rows import butterfly, round_even
 
@@ -51,14 +52,16 @@ def store_row(x, row_ptr, D, bits, clip, BD: tl.constexpr):
 
 @triton.jit(repr=named("attention_rows"))
 def attention_rows(
-    query_ptr, key_ptr, value_ptr, seqlens_ptr, cos_ptr, sin_ptr, rotated_ptr, present_key_ptr, present_value_ptr,
+    query_ptr, key_ptr, value_ptr, seqlens_ptr, cos_ptr, sin_ptr, high_ptr, low_ptr, factors_ptr,
+    present_key_ptr, present_value_ptr,
     query_stride, key_stride, value_stride, S, total, positions, heads, kv_heads, D, half, log_n, grid, root,
-    key_bits, value_bits, key_clip, value_clip, BD: tl.constexpr
+    key_bits, value_bits, key_clip, value_clip, scale, BD: tl.constexpr
 ):  # fmt: skip
     """Programs (token, head, batch row); heads are those of query, key, value in turn.
 
-    Query heads go to rotated `[B, S, heads, D]`, the others to present. `half` is rotary_dim / 2, 0 for none; `log_n`
-    is log2(D) for a Hadamard, 0 for none.
+    Keys and values go to present. Query heads go to high and low `[B, S, heads, D]`, channels in the order of
+    `channels`, with factors `[B, S, heads, 2]`: what both are multiplied by, and the sum of the query; both times
+    `scale`. `half` is rotary_dim / 2, 0 for none; `log_n` is log2(D) for a Hadamard, 0 for none.
     """
     i, head, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = (b * S + i).to(tl.int64)
@@ -83,15 +86,24 @@ def attention_rows(
             step = tl.maximum(tl.max(tl.abs(x), axis=0) * grid, 1e-30)
             x = butterfly(round_even(x * tl.div_rn(1.0, step)), log_n, BD) * (step * root)
     if head < heads:
-        tl.store(rotated_ptr + (token * heads + head) * D + d, x, mask=d < D)
+        place = token * heads + head
+        unit, inverse = power_of_two(tl.max(tl.abs(x), axis=0))
+        upper, lower = halves_of(x * inverse)
+        log_fields = tl.where(key_bits == 8, 0, tl.where(key_bits == 4, 1, 3))
+        span = D >> log_fields
+        at = place * D + ((d % span) << log_fields) + d // span
+        tl.store(high_ptr + at, upper, mask=d < D)
+        tl.store(low_ptr + at, lower, mask=d < D)
+        tl.store(factors_ptr + place * 2, unit * scale)
+        tl.store(factors_ptr + place * 2 + 1, tl.sum(x, axis=0) * scale)
     else:
         is_key = head < heads + kv_heads
         bits = tl.where(is_key, key_bits, value_bits)
         clip = tl.where(is_key, key_clip, value_clip)
-        place = ((b * kv_heads + kv_head).to(tl.int64) * positions + position) * (D * bits // 8 + 4)
-        row_ptr = present_key_ptr + place
+        row = ((b * kv_heads + kv_head).to(tl.int64) * positions + position) * (D * bits // 8 + 4)
+        row_ptr = present_key_ptr + row
         if head >= heads + kv_heads:
-            row_ptr = present_value_ptr + place
+            row_ptr = present_value_ptr + row
         store_row(x, row_ptr, D, bits, clip, BD)
 
 

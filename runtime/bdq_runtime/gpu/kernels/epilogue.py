@@ -18,11 +18,11 @@ def store_outputs(value, y_ptr, bias_ptr, first, m, M, N, gate, has_bias, BN: tl
         bias = tl.load(bias_ptr + n, mask=n < biases, other=0.0)
         tl.store(y_row + n[:, None], value + bias[:, None], mask=(n < N)[:, None] & (m < M)[None, :])
     else:
-        n = first // 2 + tl.arange(0, BN // 2)
+        c = first // 2 + tl.arange(0, BN // 2)
         halves = tl.permute(tl.reshape(value, (BN // 32, 2, 16, BM)), (0, 2, 3, 1))
         gates, ups = tl.split(halves)
-        g = tl.reshape(gates, (BN // 2, BM)) + tl.load(bias_ptr + n, mask=n < biases, other=0.0)[:, None]
-        u = tl.reshape(ups, (BN // 2, BM)) + tl.load(bias_ptr + N + n, mask=n < biases, other=0.0)[:, None]
+        g = tl.reshape(gates, (BN // 2, BM)) + tl.load(bias_ptr + c, mask=c < biases, other=0.0)[:, None]
+        u = tl.reshape(ups, (BN // 2, BM)) + tl.load(bias_ptr + N + c, mask=c < biases, other=0.0)[:, None]
         # gelu_tanh(g) = g / (1 + exp(-2 z)), z = sqrt(2 / pi) (g + 0.044715 g^3)
         slope = tl.where(gate == 1, g, 1.5957691216057308 * (g + 0.044715 * (g * g * g)))
-        tl.store(y_row + n[:, None], g / (1.0 + tl.exp(-slope)) * u, mask=(n < N)[:, None] & (m < M)[None, :])
+        tl.store(y_row + c[:, None], g / (1.0 + tl.exp(-slope)) * u, mask=(c < N)[:, None] & (m < M)[None, :])
