@@ -30,13 +30,7 @@ struct FewLanes {
 BDQ_VECTOR void unpack_rows(const std::uint8_t* row, std::int64_t row_bytes, std::int64_t D, std::int64_t padded, int bits, std::int64_t count,
                             std::uint8_t* codes, float* scales, float* zeros) {
   for (std::int64_t j = 0; j < count; ++j, row += row_bytes) {
-    std::uint8_t* to = codes + j * padded;
-    if (bits == 4) {
-      const std::int64_t half = D / 2;
-      for (std::int64_t i = 0; i < half; ++i) to[i] = row[i] & 15, to[half + i] = row[i] >> 4;
-    } else {
-      cache_rows::unpack_planes(row, to, D, bits);
-    }
+    cache_rows::unpack_avx2(row, codes + j * padded, D, bits);
     scales[j] = cache_rows::scale_of(row + row_bytes - 4);
     zeros[j] = static_cast<float>(cache_rows::zero_point_of(row + row_bytes - 4));
   }
@@ -170,7 +164,11 @@ BDQ_VECTOR void attend_few(const Problem& problem, const Block& block, const Par
                 lanes.value_scales, lanes.value_zeros);
     std::int64_t n = 0;
     for (; n + kFewTile <= block.count; n += kFewTile) attend_tile<kFewTile>(problem, block, lanes, padded, n, key, rounded, partial);
-    for (; n < block.count; ++n) attend_tile<1>(problem, block, lanes, padded, n, key, rounded, partial);
+    switch (block.count - n) {
+      case 3: attend_tile<3>(problem, block, lanes, padded, n, key, rounded, partial); break;
+      case 2: attend_tile<2>(problem, block, lanes, padded, n, key, rounded, partial); break;
+      case 1: attend_tile<1>(problem, block, lanes, padded, n, key, rounded, partial); break;
+    }
   }
   for (std::int64_t n = 0; n < block.count; ++n) {
     memcpy(partial.o + n * D, lanes.o + n * padded, static_cast<std::size_t>(D) * sizeof(float));

@@ -1,19 +1,4 @@
-// 2^x and tanh, in the operations of vectors_*.h: included in the namespace of one instruction set.
-
-// 2^x for x <= 0 (up to 2^127 in fact), to 3e-7; 2^-126 below -126. NaN stays NaN.
-BDQ_INLINE Vec exp2_of(Vec x) {
-  const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-  const Vec clamped = max(set1(-126.0f), x);
-  const Vec shifted = add(clamped, magic);
-  const Vec f = sub(clamped, sub(shifted, magic));
-  Vec y = set1(0.00132764725f);
-  y = fma(y, f, set1(0.00967554189f));
-  y = fma(y, f, set1(0.0555071309f));
-  y = fma(y, f, set1(0.240221202f));
-  y = fma(y, f, set1(0.693146944f));
-  y = fma(y, f, set1(1.00000012f));
-  return times_power(y, shifted);
-}
+// tanh, in the operations of vectors_*.h: included in the namespace of one instruction set.
 
 // tanh x to a few roundings: an odd polynomial (that of Cephes) for small x, else 1 - 2 / (e^2|x| + 1).
 BDQ_INLINE Vec tanh_of(Vec x) {

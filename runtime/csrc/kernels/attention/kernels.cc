@@ -12,8 +12,11 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
     case Isa::kAvxVnni: return avx2::kernels;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx: return avx512::kernels;
+    case Isa::kAvx512Vnni: return avx512::kernels;
+    case Isa::kAmx: {
+      static const bool halves = amx::supported();
+      return halves ? amx::kernels : avx512::kernels;
+    }
 #endif
     default: return kScalarKernels;
   }

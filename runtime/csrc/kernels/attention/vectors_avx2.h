@@ -33,8 +33,18 @@ BDQ_INLINE Vec with_sign_of(Vec magnitude, Vec sign) { return _mm256_or_ps(magni
 BDQ_INLINE Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 BDQ_INLINE bool any_less(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0; }
 
-// y * 2^n, n being the low bits of `shifted`.
-BDQ_INLINE Vec times_power(Vec y, Vec shifted) {
+// 2^x for x <= 0 (up to 2^127 in fact), to 3e-7; 2^-126 below -126. NaN stays NaN.
+BDQ_INLINE Vec exp2_of(Vec x) {
+  const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+  const Vec clamped = max(set1(-126.0f), x);
+  const Vec shifted = add(clamped, magic);
+  const Vec f = sub(clamped, sub(shifted, magic));
+  Vec y = set1(0.00132764725f);
+  y = fma(y, f, set1(0.00967554189f));
+  y = fma(y, f, set1(0.0555071309f));
+  y = fma(y, f, set1(0.240221202f));
+  y = fma(y, f, set1(0.693146944f));
+  y = fma(y, f, set1(1.00000012f));
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
 

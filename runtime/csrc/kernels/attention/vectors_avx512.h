@@ -39,9 +39,16 @@ BDQ_INLINE Vec with_sign_of(Vec magnitude, Vec sign) { return _mm512_or_ps(magni
 BDQ_INLINE Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 BDQ_INLINE bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 
-// y * 2^n, n being the low bits of `shifted`.
-BDQ_INLINE Vec times_power(Vec y, Vec shifted) {
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+// 2^x, to 3e-7. NaN stays NaN.
+BDQ_INLINE Vec exp2_of(Vec x) {
+  const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);  // x - floor(x)
+  Vec y = set1(0.00187757669f);
+  y = fma(y, f, set1(0.00898934063f));
+  y = fma(y, f, set1(0.0558263175f));
+  y = fma(y, f, set1(0.240153611f));
+  y = fma(y, f, set1(0.693153083f));
+  y = fma(y, f, set1(0.99999994f));
+  return _mm512_scalef_ps(y, x);  // y * 2^floor(x)
 }
 
 BDQ_INLINE Ints load_ints(const std::int32_t* x) { return _mm512_loadu_si512(x); }
