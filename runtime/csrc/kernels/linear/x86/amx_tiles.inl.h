@@ -10,9 +10,11 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// 16 rows by `panels` panels, two such tiles where `tall`; chunks [0, chunks) of a (1024 bytes a tile) and w.
+// 16 rows by `panels` panels, two such tiles where `tall`; chunks [0, chunks) of a (1024 bytes a tile) and w. The
+// second 16 rows are `tile` bytes after the first.
 template <bool tall, int panels>
-inline void tile_chunks(const std::int8_t* a, const std::int8_t* below, const std::uint8_t* w, std::int64_t stride, std::int64_t chunks) {
+inline void tile_chunks(const std::int8_t* a, std::int64_t tile, const std::uint8_t* w, std::int64_t stride, std::int64_t chunks) {
+  const std::int8_t* below = a + tile;
   for (std::int64_t c = 0; c < chunks; ++c, a += 1024, below += 1024, w += 1024) {
     _tile_loadd(4, a, 64);
     _tile_loadd(6, w, 64);
@@ -55,7 +57,7 @@ template <bool tall, int panels> inline void store_tiles(std::int32_t* out) {
 template <bool tall, int panels> void amx_channels(const Multiplication& m, const Part& part, std::int64_t row, std::int32_t* out) {
   const std::int8_t* a = m.codes(row) + part.first * 1024;
   part.start ? zero_tiles() : load_tiles<tall, panels>(out);
-  tile_chunks<tall, panels>(a, a + 16 * m.padded_K(), part.codes, part.chunks * 1024, part.chunks);
+  tile_chunks<tall, panels>(a, 16 * m.padded_K(), part.codes, part.chunks * 1024, part.chunks);
   store_tiles<tall, panels>(out);
 }
 
@@ -68,7 +70,7 @@ template <bool tall, int panels> void amx_blocks(const Multiplication& m, const 
   for (std::int64_t b = 0, c = 0; c < part.chunks; ++b, c += each) {
     zero_tiles();
     const std::int64_t chunks = each < part.chunks - c ? each : part.chunks - c;
-    tile_chunks<tall, panels>(a + c * 1024, a + c * 1024 + 16 * m.padded_K(), part.codes + c * 1024, part.chunks * 1024, chunks);
+    tile_chunks<tall, panels>(a + c * 1024, 16 * m.padded_K(), part.codes + c * 1024, part.chunks * 1024, chunks);
     store_tiles<tall, panels>(exact);
     const __m512 scale[2] = {_mm512_loadu_ps(part.scales + b * 32), _mm512_loadu_ps(part.scales + b * 32 + 16)};
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -87,14 +89,14 @@ inline void amx_tile(const Multiplication& m, const Part& part, std::int64_t row
   m.spec.block_size == 0 ? amx_channels<tall, panels>(m, part, row, out) : amx_blocks<tall, panels>(m, part, row, rows, out);
 }
 
-void rows_by_tiles(const Multiplication& m, const Part& part, std::int64_t begin, std::int64_t end, std::int32_t* out) {
-  for (std::int64_t row = begin; row < end; row += 32, out += 32 * 32) {
-    const std::int64_t rows = end - row < 32 ? end - row : 32;
-    if (rows > 16) {
-      part.panels == 2 ? amx_tile<true, 2>(m, part, row, rows, out) : amx_tile<true, 1>(m, part, row, rows, out);
-    } else {
-      part.panels == 2 ? amx_tile<false, 2>(m, part, row, rows, out) : amx_tile<false, 1>(m, part, row, rows, out);
-    }
+// Up to 32 rows.
+void rows_by_tiles(const Multiplication& m, const Part& part, std::int64_t row, std::int64_t end, std::int32_t* out) {
+  const std::int64_t rows = end - row;
+  __asm__ volatile("" ::: "memory");  // gcc does not know that tile loads read memory
+  if (rows > 16) {
+    part.panels == 2 ? amx_tile<true, 2>(m, part, row, rows, out) : amx_tile<true, 1>(m, part, row, rows, out);
+  } else {
+    part.panels == 2 ? amx_tile<false, 2>(m, part, row, rows, out) : amx_tile<false, 1>(m, part, row, rows, out);
   }
 }
 
@@ -106,7 +108,9 @@ void multiply_amx(const Multiplication& m, std::int64_t begin, std::int64_t end,
   const TileConfig config;
   _tile_loadconfig(&config);
   in_spans(group_begin, group_end, [&](std::int64_t from, std::int64_t to) {
-    multiply_many<Vector512>(m, begin, end, from, to, scratch, m.spec.block_size == 0 ? kAmxChunks : kAmxBlockChunks, rows_by_tiles);
+    multiply_many<Vector512>(
+        m, begin, end, from, to, scratch, m.spec.block_size == 0 ? kAmxChunks : kAmxBlockChunks, [](const Part&) {},
+        [&](const Part& part, std::int64_t row, std::int64_t last, std::int32_t* out) { rows_by_tiles(m, part, row, last, out); });
   });
   _tile_release();
 }

@@ -162,28 +162,33 @@ inline GemmScratch gemm_scratch(std::int64_t rows, std::int64_t groups) {
   return found;
 }
 
-// Multiply rows(m, part, begin, end, accumulators) for each part and group, then finish.
-template <class V, class Rows>
+// For each part of the columns and each group: decoded(part) once its codes are there, then rows(part, begin, end, accumulators) for 32
+// rows at a time. Accumulators go through memory between parts only.
+template <class V, class Decoded, class Rows>
 void multiply_many(const Multiplication& m, std::int64_t begin, std::int64_t end, std::int64_t group_begin, std::int64_t group_end,
-                   std::uint8_t* scratch, std::int64_t most_chunks, Rows&& rows) {
+                   std::uint8_t* scratch, std::int64_t most_chunks, Decoded&& decoded, Rows&& rows) {
   const GemmScratch size = gemm_scratch(end - begin, group_end - group_begin);
   Part part;
   part.codes = scratch;
   part.scales = reinterpret_cast<float*>(scratch + size.codes);
-  std::uint8_t* accumulators = scratch + size.codes + size.scales;
-  const std::int64_t each = part_chunks(m, most_chunks);
+  auto* accumulators = reinterpret_cast<std::int32_t*>(scratch + size.codes + size.scales);
+  const std::int64_t each = part_chunks(m, most_chunks), each_group = static_cast<std::int64_t>(size.each / sizeof(std::int32_t));
   for (part.first = 0; part.first < m.sizes.chunks; part.first += each) {
     part.chunks = each < m.sizes.chunks - part.first ? each : m.sizes.chunks - part.first;
     part.start = part.first == 0;
+    const bool last = part.first + part.chunks == m.sizes.chunks, only = part.start && last;
     for (std::int64_t group = group_begin; group < group_end; ++group) {
       part.panels = 2 * group + 1 < m.sizes.panels ? 2 : 1;
       decode_part<V>(m, group, part);
-      auto* out = reinterpret_cast<std::int32_t*>(accumulators + size.each * static_cast<std::size_t>(group - group_begin));
-      rows(m, part, begin, end, out);
+      decoded(part);
+      Group of;
+      if (last) load_group<V>(m, group, &of);
+      for (std::int64_t row = begin; row < end; row += 32) {
+        const std::int64_t to = row + 32 < end ? row + 32 : end;
+        std::int32_t* out = only ? accumulators : accumulators + (group - group_begin) * each_group + (row - begin) * 32;
+        rows(part, row, to, out);
+        if (last) finish_rows<V>(m, of, group, row, to, out);
+      }
     }
-  }
-  for (std::int64_t group = group_begin; group < group_end; ++group) {
-    finish<V>(m, group, begin, end,
-              reinterpret_cast<std::int32_t*>(accumulators + size.each * static_cast<std::size_t>(group - group_begin)), 0);
   }
 }

@@ -48,7 +48,7 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
           const I exact = V::add32(V::left32(both, shift), V::all32(m.a.offsets[i * m.sum_count + b]));
           sum[i][v] = V::fmadd(V::to_f(exact), V::half(scales[v] + b * kLanes), sum[i][v]);
         } else {
-          V::store(out + i * panels * kLanes + v * V::kWidth, both);
+          V::store(out + i * panels * kLanes + v * V::kWidth, V::left32(both, shift));
         }
       }
     }
@@ -65,19 +65,18 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
 template <class V, class D, int bits, int rows, bool blocks>
 void gemv_groups(const Multiplication& m, std::int64_t begin, std::int64_t end) {
   alignas(64) std::int32_t out[rows * 64] = {};
-  const int shift = m.spec.odd_grid ? 1 : 0;
   std::int64_t group = begin;
   if constexpr (rows == 1 && V::kWidth == 16) {
     for (; group + 2 <= end && 2 * group + 4 <= m.sizes.panels; group += 2) {
       gemv<V, D, bits, 1, 4, blocks>(m, {2 * group, 2 * group + 1, 2 * group + 2, 2 * group + 3}, out);
-      finish<V>(m, group, 0, 1, out, shift);
-      finish<V>(m, group + 1, 0, 1, out + 32, shift);
+      finish<V>(m, group, 0, 1, out);
+      finish<V>(m, group + 1, 0, 1, out + 32);
     }
   }
   for (; group < end; ++group) {
     const std::int64_t first = 2 * group, last = first + 1 < m.sizes.panels ? first + 1 : first;  // the last panel may be alone
     gemv<V, D, bits, rows, 2, blocks>(m, {first, last}, out);
-    finish<V>(m, group, 0, rows, out, shift);
+    finish<V>(m, group, 0, rows, out);
   }
 }
 

@@ -71,7 +71,7 @@ template <class V, int bits> void real_few(const Multiplication& m, std::int64_t
       case 3: real_few_group<V, bits, 3>(m, group, out); break;
       default: real_few_group<V, bits, 4>(m, group, out); break;
     }
-    finish<V>(m, group, 0, m.a.M, reinterpret_cast<const std::int32_t*>(out), 0);
+    finish<V>(m, group, 0, m.a.M, reinterpret_cast<const std::int32_t*>(out));
   }
 }
 
@@ -122,8 +122,8 @@ void real_tile(const Multiplication& m, const Part& part, const float* w, std::i
 }
 
 template <class V>
-void real_rows(const Multiplication& m, const Part& part, std::int64_t begin, std::int64_t end, std::int32_t* out, float* decoded) {
-  real_part<V>(m, part, decoded);
+void real_rows(const Multiplication& m, const Part& part, std::int64_t begin, std::int64_t end, std::int32_t* out,
+               const float* decoded) {
   for (std::int64_t column = 0; column < 32; column += 2 * V::kWidth) {
     std::int64_t row = begin;
     const auto at = [&] { return reinterpret_cast<float*>(out) + (row - begin) * 32 + column; };
@@ -149,8 +149,8 @@ void multiply_real(const Multiplication& m, std::int64_t begin, std::int64_t end
     }
   }
   auto* decoded = reinterpret_cast<float*>(scratch);
-  multiply_many<V>(m, begin, end, group_begin, group_end, scratch + kRealBytes, kRealChunks,
-                   [&](const Multiplication& of, const Part& part, std::int64_t from, std::int64_t to, std::int32_t* out) {
-                     real_rows<V>(of, part, from, to, out, decoded);
-                   });
+  multiply_many<V>(
+      m, begin, end, group_begin, group_end, scratch + kRealBytes, kRealChunks,
+      [&](const Part& part) { real_part<V>(m, part, decoded); },
+      [&](const Part& part, std::int64_t from, std::int64_t to, std::int32_t* out) { real_rows<V>(m, part, from, to, out, decoded); });
 }

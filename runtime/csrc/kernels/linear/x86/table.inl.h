@@ -6,9 +6,10 @@ constexpr std::int64_t kMostGroups = 16;  // accumulators of so many groups are 
 template <class V, class D>
 void multiply_integers(const Multiplication& m, std::int64_t begin, std::int64_t end, std::int64_t group_begin, std::int64_t group_end,
                        std::uint8_t* scratch) {
-  if (m.a.M <= kGemvRows) return multiply_few<V, D>(m, group_begin, group_end);
   const auto rows = m.spec.weight_bits == 8 ? rows_by_vectors<V, D, true> : rows_by_vectors<V, D, false>;
-  multiply_many<V>(m, begin, end, group_begin, group_end, scratch, kMostChunks, rows);
+  multiply_many<V>(
+      m, begin, end, group_begin, group_end, scratch, kMostChunks, [](const Part&) {},
+      [&](const Part& part, std::int64_t from, std::int64_t to, std::int32_t* out) { rows(m, part, from, to, out); });
 }
 
 // At most kMostGroups groups at once, so that accumulators stay in the second-level cache.

@@ -35,7 +35,7 @@ struct Vector256 {
   static F add_f(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub_f(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul_f(F a, F b) { return _mm256_mul_ps(a, b); }
-  static F div_f(F a, F b) { return _mm256_div_ps(a, b); }
+  static F reciprocal(F a) { return _mm256_div_ps(_mm256_set1_ps(1.0f), a); }
   static F max_f(F a, F b) { return _mm256_max_ps(a, b); }  // b where one is NaN
   static F min_f(F a, F b) { return _mm256_min_ps(a, b); }
   static F fmadd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -46,7 +46,6 @@ struct Vector256 {
   static F from_bits(I a) { return _mm256_castsi256_ps(a); }
   static F half(const std::uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static I power_of_two_bits(I n) { return _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23); }
-  static I half_down(I n) { return _mm256_srai_epi32(n, 1); }
   static I sub32(I a, I b) { return _mm256_sub_epi32(a, b); }
   static std::int32_t largest(I a) {
     __m128i low = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

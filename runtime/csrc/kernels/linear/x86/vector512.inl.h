@@ -39,7 +39,11 @@ struct Vector512 {
   static F add_f(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub_f(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul_f(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F div_f(F a, F b) { return _mm512_div_ps(a, b); }
+  // 1 / a to 2^-23 for a in the range where it is a normal number.
+  static F reciprocal(F a) {
+    const F near = _mm512_rcp14_ps(a);
+    return _mm512_mul_ps(near, _mm512_fnmadd_ps(a, near, _mm512_set1_ps(2.0f)));
+  }
   static F max_f(F a, F b) { return _mm512_max_ps(a, b); }  // b where one is NaN
   static F min_f(F a, F b) { return _mm512_min_ps(a, b); }
   static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -52,7 +56,6 @@ struct Vector512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static I power_of_two_bits(I n) { return _mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23); }
-  static I half_down(I n) { return _mm512_srai_epi32(n, 1); }
   static I sub32(I a, I b) { return _mm512_sub_epi32(a, b); }
   static std::int32_t largest(I a) { return _mm512_reduce_max_epi32(a); }
 
