@@ -1,71 +1,26 @@
-// LowBitLinear and its variants: docs/ops.md, "Linear operators".
-#include "../kernels/low_bit_linear.h"
-
+// LowBitLinear and its variants on the CPU: docs/ops.md, "Linear operators".
 #include "families.h"
+#include "linear_node.h"
 #include "thread_pool.h"
 
 namespace bdq {
 namespace {
 
-LinearSpec spec_of(const NodeInfo& node) {
-  LinearSpec spec;
-  spec.K = node.integer("K");
-  spec.N = node.integer("N");
-  spec.weight_bits = node.small_integer("weight_bits");
-  spec.odd_grid = node.flag("weight_grid");
-  spec.block_size = node.integer("block_size");
-  spec.activation_bits = node.small_integer("activation_bits");
-  spec.activation_clip = node.number("activation_clip");
-  if (node.has_input("diagonal")) {
-    spec.hadamard_size = node.small_integer("hadamard_size");
-    if (spec.hadamard_size < 1) throw std::invalid_argument("attribute hadamard_size is not positive");
-  }
-  if (node.op().attribute("gate") != nullptr) {
-    const std::string gate = node.text("gate");
-    if (gate != "silu" && gate != "gelu_tanh")
-      throw std::invalid_argument("attribute gate is '" + gate + "', expected silu or gelu_tanh");
-    spec.gate = gate == "silu" ? Gate::kSilu : Gate::kGeluTanh;
-  }
-  return spec;
-}
-
 class Linear final : public Kernel {
  public:
-  Linear(const NodeInfo& node, Isa isa)
-      : spec_(spec_of(node)), isa_(isa), x_(node.op().input("x")), threads_(ThreadCount::of(node)) {
-    const LinearSizes sizes = check_linear(spec_);
-    weight_ = node.constant("weight", {sizes.panels, sizes.chunks, 128 * static_cast<std::int64_t>(spec_.weight_bits)});
-    scales_ = node.constant("scales", {sizes.panels, sizes.blocks, 16});
-    if (node.has_input("bias")) bias_ = node.constant("bias", {spec_.gate == Gate::kNone ? spec_.N : 2 * spec_.N});
-    if (node.has_input("diagonal")) diagonal_ = node.constant("diagonal", {spec_.K});
-    node.check_last_dimension("x", spec_.K);
-  }
+  Linear(const NodeInfo& node, Isa isa) : node_(node), isa_(isa), threads_(ThreadCount::of(node)) {}
 
   void compute(const Run& run) const override {
-    const Input x = run.input(x_);
-    if (x.dims.rank == 0 || x.dims.back() != spec_.K)
-      throw std::invalid_argument("x is " + text(x.dims) + ", expected " + std::to_string(spec_.K) + " in the last dimension");
-    Dims y = x.dims;
-    y.back() = spec_.N;
-    LinearArguments arguments;
-    arguments.x = x.as<float>();
-    arguments.diagonal = diagonal_.as<float>();
-    arguments.weight = weight_.as<std::uint8_t>();
-    arguments.scales = scales_.as<std::uint16_t>();
-    arguments.bias = bias_.as<float>();
-    arguments.y = run.output<float>(0, y);
-    arguments.M = x.dims.count() / spec_.K;
+    const LinearArguments arguments = node_.arguments(run);
     if (arguments.M == 0) return;
     ThreadPool pool(run, *threads_);
-    low_bit_linear(spec_, arguments, isa_, pool);
+    low_bit_linear(node_.spec(), arguments, isa_, pool);
   }
 
  private:
-  const LinearSpec spec_;
+  const LinearNode node_;
   const Isa isa_;
-  const int x_;
   const std::shared_ptr<ThreadCount> threads_;
-  Constant weight_, scales_, bias_, diagonal_;
 };
 
 }  // namespace
