@@ -33,13 +33,12 @@ from bdq_export.calibration.site_flatness import activation_flatness, weight_fla
 from bdq_export.calibration.text import calibration_tokens, sample_tokens
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
-from bdq_export.options import ExportOptions, parse_calib
+from bdq_export.options import BDQ, ExportOptions, parse_calib
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
 from bdq_export.quantize.sequential import Prepare, quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.report.report import Candidate, SiteFlatness
-from bdq_export.scheme import QuantScheme
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
@@ -124,7 +123,7 @@ def calibrate(
         UsageError: `keep` asks for different bits of tied weights.
     """
     end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
-    dynamic = DynamicBits.of(QuantScheme.parse(options.scheme)) if options.ops == "bdq" else None
+    dynamic = DynamicBits.of(options)
     if options.weights == "rtn" and options.transform == NONE and not options.is_static and dynamic is None:
         return _uncalibrated(checkpoint, model, weights, options, progress)
     tokens = calibration_tokens(
@@ -148,6 +147,7 @@ def calibrate(
         progress,
         static=options.is_static,
         dynamic=dynamic,
+        odd_grids=options.linear_ops == BDQ,
     )
     # What chooses does not judge: the last sequences are left to the verification of the written file.
     judged = tokens[-held:]

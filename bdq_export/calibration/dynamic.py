@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bdq_export.fake_quant import FakeQuantization
+from bdq_export.options import ExportOptions
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
@@ -28,10 +29,12 @@ class DynamicBits:
     kv: int | None
 
     @classmethod
-    def of(cls, scheme: QuantScheme) -> DynamicBits:
-        """What `scheme` asks for."""
-        bits = (scheme.activation_bits, scheme.kv_bits)
-        return cls(*(None if each == FLOAT_BITS else each for each in bits))
+    def of(cls, options: ExportOptions) -> DynamicBits | None:
+        """What an export asks for; None where nothing is quantized when the model runs."""
+        scheme = QuantScheme.parse(options.scheme)
+        activations = scheme.activation_bits if options.is_per_token else None
+        kv = None if scheme.kv_bits == FLOAT_BITS else scheme.kv_bits
+        return None if activations is None and kv is None else cls(activations, kv)
 
     def cache(self, rotate: bool) -> KVQuantization | None:
         """The quantization of a cache without clips; `rotate` asks for a Hadamard transform of its key heads."""

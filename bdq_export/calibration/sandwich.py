@@ -26,6 +26,7 @@ from bdq_export.calibration.candidates import (
     rotations,
     smooth_diagonals,
 )
+from bdq_export.calibration.head_alignment import aligned_heads
 from bdq_export.calibration.head_energies import head_energies, key_query_diagonals
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import largest_size
@@ -35,6 +36,7 @@ from bdq_export.transform.transforms import Diagonals
 from bdq_models import Architecture, Dimensions, Edge, Side
 from bdq_runtime.specs import OnlineTransform
 
+ONLINE = "bdq-online"
 _SIGN_SEED = 7919
 """Apart from the seeds of the rotations, which count up from the export's."""
 
@@ -51,37 +53,41 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     architecture, dimensions = space.architecture, space.dimensions
     if name == "smooth":
         return Transforms(smooth_diagonals(architecture, dimensions, space.weights, statistics))
-    if name not in ("bdq", *ROTATED):
+    if name not in ("bdq", ONLINE, *ROTATED):
         return Transforms()
     keys: Diagonals = {}
     if name != "hadamard":
         keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
     if name == "bdq":
         return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})
-    rotated = _rotated(architecture, dimensions, seed)
+    residual = architecture.residual_rotation and name in ROTATED
+    rotated = _rotated(architecture, dimensions, seed, residual)
     if name == "hadamard" or not space.rotates_online:
         return replace(rotated, diagonals=keys)
     closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
     before = {key: signs * closed[key] for key, signs in rotated.diagonals_before.items()}
-    first = replace(rotated, diagonals=keys, diagonals_before=before)
+    heads = aligned_heads(architecture, dimensions, space.weights, space.few_runner(), seed)
+    first = replace(rotated, diagonals=keys, diagonals_before=before, head_rotations=heads)
     return _with_second_diagonals(space, first)
 
 
-def _rotated(architecture: Architecture, dimensions: Dimensions, seed: int) -> Transforms:
-    """Random R1, R2 and online rotations with their signs."""
+def _rotated(architecture: Architecture, dimensions: Dimensions, seed: int, residual: bool) -> Transforms:
+    """Random R1 (where `residual` says so), R2 and online rotations with their signs."""
     generator = torch.Generator().manual_seed(seed + _SIGN_SEED)
     before: dict[tuple[int, str], Tensor] = {}
     online: dict[tuple[int, str], OnlineTransform] = {}
     for layer in range(dimensions.layers):
-        for edge in online_edges(architecture):
+        for edge in online_edges(architecture, residual):
             channels = dimensions.free_channels(edge)
             before[layer, edge.name] = torch.randint(0, 2, (channels,), generator=generator).double() * 2 - 1
             online[layer, edge.name] = OnlineTransform(largest_size(consumer_channels(edge, dimensions)))
-    return replace(rotations(architecture, dimensions, seed), diagonals_before=before, online=online)
+    folded = rotations(architecture, dimensions, seed)
+    rotation = folded.residual_rotation if residual else None
+    return replace(folded, residual_rotation=rotation, diagonals_before=before, online=online)
 
 
-def online_edges(architecture: Architecture) -> tuple[Edge, ...]:
-    """Where no rotation can be folded: inputs that are products, and those of norms that do not commute with R1."""
+def online_edges(architecture: Architecture, residual: bool) -> tuple[Edge, ...]:
+    """Where no rotation is folded: inputs that are products, and without a `residual` rotation those of norms."""
     folded = {path for _, readers in architecture.residual_readers for path in readers}
     heads = {path for path in architecture.edge("value").consumers}
     return tuple(
@@ -89,7 +95,7 @@ def online_edges(architecture: Architecture) -> tuple[Edge, ...]:
         for edge in architecture.edges
         if edge.consumer_side is Side.INPUT
         and edge.consumers[0] not in heads
-        and not (architecture.residual_rotation and edge.consumers[0] in folded)
+        and not (residual and edge.consumers[0] in folded)
     )
 
 

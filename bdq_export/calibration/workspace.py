@@ -51,6 +51,7 @@ class Workspace:
         progress: shows the stages.
         static: activations are quantized with static ranges, too.
         dynamic: activations or cache are quantized when the model runs, by the `bdq` operators.
+        odd_grids: weights may lie on the odd grid, because operators of this project read them.
         quantization: what the model computes with, besides its weights, where that is `dynamic`.
     """
 
@@ -64,6 +65,7 @@ class Workspace:
     progress: Progress
     static: bool = False
     dynamic: DynamicBits | None = None
+    odd_grids: bool = False
     quantization: MutableQuantization = field(default_factory=MutableQuantization)
 
     @property
@@ -75,11 +77,6 @@ class Workspace:
     def may_rotate(self) -> bool:
         """Whether activations are quantized and can be rotated, folded or online."""
         return self.rotates_online or (self.static and self.architecture.residual_rotation)
-
-    @property
-    def odd_grids(self) -> bool:
-        """Whether weights may lie on the odd grid: where operators of this project read them."""
-        return self.rotates_online
 
     def install(self, weights: Mapping[str, Tensor], online: Mapping[str, OnlineTransform] | None = None) -> None:
         """Compute with the float `weights` (all of them) after `online` transforms; nothing else is quantized."""

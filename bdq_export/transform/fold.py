@@ -2,7 +2,7 @@
 
     diagonal of an edge     producer rows, bias or gain × D       consumer columns (or rows and bias) × D⁻¹
     residual rotation R1    E' = E R1    reader W' = W diag(γ) R1    writer W' = R1ᵀ W, b' = b R1    γ' = 1
-    head rotation R2        v: W' = R2ᵀ W, b' = b R2 in each KV head      o: W' = W R2 in each query head
+    head transform R2       v: W' = R2ᵀ W, b' = b R2 in each KV head      o: W' = W R2⁻ᵀ in each query head
     online H, Λ             consumer W' = W H Λ⁻¹; the consumer computes (x H) Λ when it runs
 
 `W [N, K]` multiplies from the right, `y = x Wᵀ + b`. The order is diagonals before, rotations, diagonals after, online;
@@ -177,7 +177,8 @@ def _rotate_heads(layer: _Layer, dimensions: Dimensions, rotation: Tensor) -> No
     edge = layer.architecture.edge("value")
     per_head = rotation.expand(dimensions.kv_heads, -1, -1)
     blocks: Tensor = torch.block_diag(*per_head)  # type: ignore[no-untyped-call]
-    repeated = per_head.repeat_interleave(dimensions.group, dim=0)
+    inverse = torch.linalg.inv(per_head).transpose(1, 2)
+    repeated = inverse.repeat_interleave(dimensions.group, dim=0)
     for path in edge.producers:
         layer.map_outputs(path, lambda rows: blocks.T @ rows)
     for path in edge.consumers:

@@ -16,6 +16,9 @@ from bdq_runtime.specs import OnlineTransform
 ORTHOGONALITY = 1e-8
 """Largest entry of |RᵀR - I|: a float64 rotation passes, one rounded to float32 does not."""
 
+CONDITION = 1e4
+"""Largest condition number of a transform of value heads: folding it loses no more digits than float32 can spare."""
+
 Diagonals = Mapping[tuple[int, str], Tensor]
 
 
@@ -29,8 +32,9 @@ class Transforms:
         diagonals_before: Λa, folded before the rotations. Under a residual rotation the factors of the edges
             that start at a norm are absorbed together with the norm's gain and have no effect.
         residual_rotation: R1, float64 `[hidden, hidden]` orthogonal, of the residual stream: `h' = h R1`.
-        head_rotations: R2 by layer, float64 orthogonal `[head_dim, head_dim]` for all KV heads or
-            `[kv_heads, head_dim, head_dim]`: `v' = v R2` in each head.
+        head_rotations: R2 by layer, float64 `[head_dim, head_dim]` for all KV heads or
+            `[kv_heads, head_dim, head_dim]`: `v' = v R2` in each head. Both sides are folded, so any well-conditioned
+            matrix will do, not rotations only.
         online: R and Λb that the consumers of (layer, edge name) apply to their inputs themselves, after all
             that is folded: `x' = Hadamard(x) * diagonal`, `W' = W H diag⁻¹`. R4 is the one of `mlp_middle`.
     """
@@ -78,7 +82,7 @@ def check_transforms(architecture: Architecture, dimensions: Dimensions, transfo
                 f"layer {layer}: {rotation.shape[0]} head rotations, expected {dimensions.kv_heads} (KV heads)"
             )
         for matrix in rotation if rotation.dim() == 3 else (rotation,):
-            _check_rotation(f"layer {layer}: a head rotation", matrix, dimensions.head_dim)
+            _check_invertible(f"layer {layer}: a head rotation", matrix, dimensions.head_dim)
 
 
 def _edge(architecture: Architecture, name: str) -> Edge:
@@ -125,9 +129,20 @@ def _is_usable(scale: Tensor) -> bool:
     return bool((torch.isfinite(scale) & torch.isfinite(1 / scale)).all())
 
 
-def _check_rotation(what: str, matrix: Tensor, size: int) -> None:
+def _check_invertible(what: str, matrix: Tensor, size: int) -> None:
+    _check_shape(what, matrix, size)
+    condition = float(torch.linalg.cond(matrix.to(torch.float64)))
+    if not condition <= CONDITION:
+        raise ValueError(f"{what} has condition number {condition:.1e}, expected {CONDITION:.0e} or less")
+
+
+def _check_shape(what: str, matrix: Tensor, size: int) -> None:
     if tuple(matrix.shape) != (size, size):
         raise ValueError(f"{what} has shape {tuple(matrix.shape)}, expected ({size}, {size})")
+
+
+def _check_rotation(what: str, matrix: Tensor, size: int) -> None:
+    _check_shape(what, matrix, size)
     exact = matrix.to(torch.float64)
     error = (exact.T @ exact - torch.eye(size, dtype=torch.float64)).abs().amax().item()
     if not error <= ORTHOGONALITY:

@@ -105,7 +105,11 @@ def _random_transforms(
         residual_rotation=random_hadamard(dimensions.hidden_size, seed) if residual else None,
         head_rotations={
             layer: torch.stack(
-                [random_hadamard(dimensions.head_dim, 100 * layer + head) for head in range(dimensions.kv_heads)]
+                [
+                    torch.rand(dimensions.head_dim, generator=generator).double().add(0.5).diag()
+                    @ random_hadamard(dimensions.head_dim, 100 * layer + head)
+                    for head in range(dimensions.kv_heads)
+                ]
             )
             for layer in range(dimensions.layers if rotations else 0)
         },

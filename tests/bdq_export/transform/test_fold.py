@@ -157,7 +157,7 @@ def test_order_of_the_sandwich(tiny_model):
         (Transforms(online={(0, "mlp_middle"): OnlineTransform(32, np.zeros(96, np.float32))}), "0 or not finite"),
         (Transforms(residual_rotation=torch.eye(64).double()), r"expected \(144, 144\)"),
         (Transforms(residual_rotation=1.01 * torch.eye(144).double()), "not orthogonal"),
-        (Transforms(head_rotations={0: torch.ones(16, 16)}), "layer 0: a head rotation is not orthogonal"),
+        (Transforms(head_rotations={0: torch.ones(16, 16)}), "layer 0: a head rotation has condition number"),
         (Transforms(head_rotations={5: torch.eye(16)}), "layer 5 does not exist"),
         (Transforms(head_rotations={0: torch.eye(16).expand(9, 16, 16)}), "9 head rotations, expected 3"),
     ],
