@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdq_export.errors import InvalidInputError, VerificationError
-from bdq_export.options import ExportOptions
+from bdq_export.options import BDQ, ExportOptions
+from bdq_export.quantization import Quantization
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from bdq_passes import GraphPass
     from bdq_runtime.packing import QuantizedWeight, QuantSpec
 
-    Range = tuple[float, float, float, float]
-
 Dump = Callable[[str, "ir.Model"], None]
 
 
@@ -25,8 +24,7 @@ def quantize_graph(
     model: ir.Model,
     architecture: Architecture,
     dimensions: Dimensions,
-    weights: Mapping[str, QuantizedWeight],
-    ranges: Mapping[str, Range],
+    quantization: Quantization,
     options: ExportOptions,
     dump: Dump | None = None,
 ) -> None:
@@ -36,8 +34,7 @@ def quantize_graph(
         model: a float graph in the normal form of `bdq_export.builders`.
         architecture: its family.
         dimensions: its sizes.
-        weights: quantized weights by canonical name; linears without one stay float.
-        ranges: static activation ranges by canonical path, for `--ops qdq` and `qlinear`.
+        quantization: what calibration decided.
         options: of the export.
         dump: called with the name of each pass and the model after it.
 
@@ -48,9 +45,9 @@ def quantize_graph(
 
     count = _count_linears(model, architecture, dimensions.layers)
     try:
-        for item in _prepare(architecture, dimensions, weights, options, count):
+        for item in _prepare(architecture, dimensions, quantization.weights, options, count):
             _apply(item, model, dump)
-        for item in _lower(model, weights, ranges, options):
+        for item in _lower(model, architecture, dimensions.layers, quantization, options):
             _apply(item, model, dump)
     except (ir.passes.PassError, ValueError) as error:
         raise VerificationError(f"the graph could not be quantized: {_cause(error)}") from error
@@ -112,29 +109,27 @@ def _prepare(
 
 
 def _lower(
-    model: ir.Model,
-    weights: Mapping[str, QuantizedWeight],
-    ranges: Mapping[str, Range],
-    options: ExportOptions,
+    model: ir.Model, architecture: Architecture, layers: int, quantization: Quantization, options: ExportOptions
 ) -> Sequence[GraphPass]:
-    from bdq_export.calibration.ranges import merge_ranges
     from bdq_passes import (
-        InsertActivationQuantizationPass,
+        AttachFunctionsPass,
         InsertWeightQuantizationPass,
         Level,
         LowerToGatherBlockQuantizedPass,
+        LowerToKVAttentionPass,
         LowerToMatMulNBitsPass,
         LowerToQLinearMatMulPass,
         StoreScalesAsFp16Pass,
         StripMetadataPass,
-        annotations,
     )
 
     level = Level.QUANTIZED if options.ops == "qdq" else Level.LOWERED
+    weights = quantization.weights
     passes: list[GraphPass] = [InsertWeightQuantizationPass(weights=weights, expected=_to_quantize(model, weights))]
     if options.is_static:
-        nodes = {str(node.name): annotations.parts(node) for node in annotations.with_role(model, annotations.LINEAR)}
-        passes.append(InsertActivationQuantizationPass(ranges=merge_ranges(ranges, nodes)))
+        passes += _static(model, quantization)
+    else:
+        passes += _dynamic(model, architecture, layers, quantization, options)
     if options.ops == "qlinear":
         passes.append(LowerToQLinearMatMulPass())
     passes += [
@@ -143,7 +138,57 @@ def _lower(
     ]
     if level is Level.LOWERED:
         passes.append(StoreScalesAsFp16Pass())
-    return [*passes, StripMetadataPass(level=level)]
+    return [
+        *passes,
+        LowerToKVAttentionPass(caches=quantization.kv),
+        AttachFunctionsPass(level=level),
+        StripMetadataPass(level=level),
+    ]
+
+
+def _static(model: ir.Model, quantization: Quantization) -> Sequence[GraphPass]:
+    """Passes that quantize activations with scales fixed at export."""
+    from bdq_export.calibration.ranges import merge_ranges
+    from bdq_passes import InsertActivationQuantizationPass
+
+    return [InsertActivationQuantizationPass(ranges=merge_ranges(quantization.ranges, _parts_of_linears(model)))]
+
+
+def _dynamic(
+    model: ir.Model, architecture: Architecture, layers: int, quantization: Quantization, options: ExportOptions
+) -> Sequence[GraphPass]:
+    """Passes that transform and quantize activations when the model runs, and lower what needs a bdq operator."""
+    from bdq_passes import (
+        InsertOnlineTransformsPass,
+        InsertTokenQuantizationPass,
+        LowerToGatedLowBitLinearPass,
+        LowerToLowBitLinearPass,
+    )
+
+    parts = _parts_of_linears(model)
+    everything = options.ops == BDQ
+    pairs = [tuple(architecture.layer_path(layer, path) for path in _gate_up(architecture)) for layer in range(layers)]
+    gated = [pair for pair in pairs if pair in parts.values() and (everything or quantization.needs_bdq(pair[0]))]
+    return [
+        InsertOnlineTransformsPass(transforms=quantization.online_of(parts)),
+        InsertTokenQuantizationPass(activations=quantization.activations_of(parts)),
+        LowerToGatedLowBitLinearPass(expected=len(gated), everything=everything),
+        LowerToLowBitLinearPass(everything=everything),
+    ]
+
+
+def _parts_of_linears(model: ir.Model) -> dict[str, tuple[str, ...]]:
+    """Name of each linear node -> canonical paths of its parts."""
+    from bdq_passes import annotations
+
+    return {str(node.name): annotations.parts(node) for node in annotations.with_role(model, annotations.LINEAR)}
+
+
+def _gate_up(architecture: Architecture) -> tuple[str, str]:
+    """Paths of the gate and the up projection in a layer: down_proj is linear in the second one."""
+    up = architecture.edge("mlp_middle").producers[0]
+    (gate,) = (path for path in architecture.edge("mlp_in").consumers if path != up)
+    return gate, up
 
 
 def _apply(item: GraphPass, model: ir.Model, dump: Dump | None) -> None:
@@ -173,8 +218,7 @@ def _count_linears(model: ir.Model, architecture: Architecture, layers: int) -> 
 
 def _merged_mlps(architecture: Architecture, layers: int, specs: Mapping[str, QuantSpec]) -> int:
     """Layers whose gate and up projection are quantized alike."""
-    up = architecture.edge("mlp_middle").producers[0]
-    paths = (up, *(path for path in architecture.edge("mlp_in").consumers if path != up))
+    paths = _gate_up(architecture)
     found = ({specs.get(f"{architecture.layer_path(layer, path)}.weight") for path in paths} for layer in range(layers))
     return sum(len(each) == 1 and None not in each for each in found)
 

@@ -190,16 +190,16 @@ def _quantize(
     dump: Any,
 ) -> None:
     from bdq_export.pipeline import quantize_graph
+    from bdq_export.quantization import Quantization
 
-    quantize_graph(
-        graph,
-        checkpoint.architecture,
-        checkpoint.dimensions,
+    quantization = Quantization(
         calibration.quantized,
         calibration.activation_ranges,
-        options,
-        dump,
+        calibration.activations,
+        calibration.online,
+        calibration.kv,
     )
+    quantize_graph(graph, checkpoint.architecture, checkpoint.dimensions, quantization, options, dump)
 
 
 def _write(

@@ -4,12 +4,18 @@ This file must not `from __future__ import annotations`: the name would hide the
 """
 
 from bdq_passes.annotate_linears import AnnotateLinearsPass
+from bdq_passes.attach_functions import AttachFunctionsPass
 from bdq_passes.graph_pass import GraphPass
 from bdq_passes.insert_activation_quantization import InsertActivationQuantizationPass
+from bdq_passes.insert_online_transforms import InsertOnlineTransformsPass
+from bdq_passes.insert_token_quantization import InsertTokenQuantizationPass
 from bdq_passes.insert_weight_quantization import InsertWeightQuantizationPass
 from bdq_passes.keep_last_logits import KeepLastLogitsPass
 from bdq_passes.levels import Level, LevelError, verify
+from bdq_passes.lower_to_gated_low_bit_linear import LowerToGatedLowBitLinearPass
 from bdq_passes.lower_to_gather_block_quantized import LowerToGatherBlockQuantizedPass
+from bdq_passes.lower_to_kv_attention import LowerToKVAttentionPass
+from bdq_passes.lower_to_low_bit_linear import LowerToLowBitLinearPass
 from bdq_passes.lower_to_matmul_nbits import LowerToMatMulNBitsPass
 from bdq_passes.lower_to_qlinear_matmul import LowerToQLinearMatMulPass
 from bdq_passes.merge_gate_up import MergeGateUpPass
@@ -28,10 +34,16 @@ PASSES: dict[str, type[GraphPass]] = {
         SplitMixedLinearsPass,
         InsertWeightQuantizationPass,
         InsertActivationQuantizationPass,
+        InsertOnlineTransformsPass,
+        InsertTokenQuantizationPass,
         LowerToQLinearMatMulPass,
+        LowerToGatedLowBitLinearPass,
+        LowerToLowBitLinearPass,
         LowerToMatMulNBitsPass,
         LowerToGatherBlockQuantizedPass,
         StoreScalesAsFp16Pass,
+        LowerToKVAttentionPass,
+        AttachFunctionsPass,
         StripMetadataPass,
     )
 }
@@ -40,13 +52,19 @@ PASSES: dict[str, type[GraphPass]] = {
 __all__ = [
     "PASSES",
     "AnnotateLinearsPass",
+    "AttachFunctionsPass",
     "GraphPass",
     "InsertActivationQuantizationPass",
+    "InsertOnlineTransformsPass",
+    "InsertTokenQuantizationPass",
     "InsertWeightQuantizationPass",
     "KeepLastLogitsPass",
     "Level",
     "LevelError",
+    "LowerToGatedLowBitLinearPass",
     "LowerToGatherBlockQuantizedPass",
+    "LowerToKVAttentionPass",
+    "LowerToLowBitLinearPass",
     "LowerToMatMulNBitsPass",
     "LowerToQLinearMatMulPass",
     "MergeGateUpPass",

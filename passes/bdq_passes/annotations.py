@@ -9,8 +9,10 @@
 | `bdq.bits`       | linear, embedding  | bits of its codes; absent while float                              |
 | `bdq.block_size` | linear, embedding  | columns that share a scale, or `channel`                           |
 | `bdq.symmetric`  | linear, embedding  | `true` or `false`                                                  |
+| `bdq.grid`       | linear             | `odd`; absent on the integer grid                                  |
 | `bdq.kept`       | linear, embedding  | `float`: decided to stay unquantized                               |
 | `bdq.activations` | linear            | `uint8`: static per-tensor activations were inserted               |
+| `bdq.activation_bits` | linear        | bits of dynamic activations, one scale a token; absent while float |
 | `bdq.executed`   | a lowered linear   | type in which the kernel multiplies: `float32` or `int8`           |
 
 They are saved with the file, so that `bdq inspect` reads what was decided and what is executed.
@@ -22,7 +24,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from bdq_runtime.packing import PerBlock, PerChannel, QuantSpec
+from bdq_runtime.packing import INTEGER, PerBlock, PerChannel, QuantSpec
 
 PREFIX = "bdq."
 PARTS = "bdq.parts"
@@ -32,8 +34,10 @@ LINEARS = "bdq.linears"
 BITS = "bdq.bits"
 BLOCK_SIZE = "bdq.block_size"
 SYMMETRIC = "bdq.symmetric"
+GRID = "bdq.grid"
 KEPT = "bdq.kept"
 ACTIVATIONS = "bdq.activations"
+ACTIVATION_BITS = "bdq.activation_bits"
 EXECUTED = "bdq.executed"
 
 LINEAR = "linear"
@@ -102,6 +106,7 @@ def spec(node: ir.Node) -> QuantSpec | None:
         bits=int(node.metadata_props[BITS]),
         granularity=PerChannel() if block == _CHANNEL else PerBlock(int(block)),
         symmetric=node.metadata_props[SYMMETRIC] == "true",
+        grid=node.metadata_props.get(GRID, INTEGER),
     )
 
 
@@ -111,6 +116,8 @@ def set_spec(node: ir.Node, value: QuantSpec) -> None:
     node.metadata_props[BITS] = str(value.bits)
     node.metadata_props[BLOCK_SIZE] = str(granularity.size) if isinstance(granularity, PerBlock) else _CHANNEL
     node.metadata_props[SYMMETRIC] = "true" if value.symmetric else "false"
+    if value.grid != INTEGER:
+        node.metadata_props[GRID] = value.grid
 
 
 def is_kept(node: ir.Node) -> bool:
@@ -131,6 +138,17 @@ def has_static_activations(node: ir.Node) -> bool:
 def set_static_activations(node: ir.Node) -> None:
     """Record that a linear's input and output are static per-tensor uint8."""
     node.metadata_props[ACTIVATIONS] = "uint8"
+
+
+def activation_bits(node: ir.Node) -> int | None:
+    """Bits of the dynamic per-token activations of a linear, or None while they are float."""
+    text = node.metadata_props.get(ACTIVATION_BITS)
+    return None if text is None else int(text)
+
+
+def set_activation_bits(node: ir.Node, bits: int) -> None:
+    """Record that a linear's input is quantized with one dynamic scale a token."""
+    node.metadata_props[ACTIVATION_BITS] = str(bits)
 
 
 def executed(node: ir.Node) -> str | None:

@@ -65,6 +65,11 @@ def linear_of(value: ir.Value) -> tuple[ir.Node, ir.Node | None] | None:
     return (producer, None) if note.role(producer) == note.LINEAR else None
 
 
+def bias_of(add: ir.Node) -> ir.Value:
+    """The initializer that an Add of a bias adds."""
+    return next(value for value in add.inputs if value is not None and value.is_initializer())
+
+
 def halves_of(value: ir.Value) -> tuple[ir.Node, int] | None:
     """The Split in two along the last axis that makes `value`, and which half it is; None for another value."""
     producer = value.producer()

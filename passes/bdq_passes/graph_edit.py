@@ -69,6 +69,16 @@ def replace_node(old: ir.Node, new: ir.Node) -> None:
     graph.remove(old, safe=True)
 
 
+def absorb(node: ir.Node, add: ir.Node) -> None:
+    """Let `node` make what `add`, which alone reads it, makes."""
+    source, target = add.outputs[0], node.outputs[0]
+    name = source.name
+    source.replace_all_uses_with(target, replace_graph_outputs=True)
+    assert add.graph is not None, "the node belongs to the graph that it was found in"
+    add.graph.remove(add, safe=True)
+    target.name = name
+
+
 def remove_unused(model: ir.Model, values: Iterable[ir.Value]) -> None:
     """Drop each initializer, or the node that makes it, that nobody reads any more, and then what that node read."""
     for value in values:

@@ -13,7 +13,7 @@ from bdq_passes import annotations as note
 from bdq_passes.graph_edit import initializer, remove_unused
 from bdq_passes.graph_pass import GraphPass
 from bdq_passes.levels import Level, weight_value
-from bdq_runtime.packing import PerBlock, QuantizedWeight, concatenate_rows
+from bdq_runtime.packing import ODD, PerBlock, QuantizedWeight, concatenate_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class InsertWeightQuantizationPass(GraphPass):
         MatMul(x, W)    ->  MatMul(x, DequantizeLinear(codes [K, N], scales [blocks, N], zero points))
         Gather(E, ids)  ->  Gather(DequantizeLinear(codes [V, K], scales [V, blocks], zero points), ids)
 
+    On the odd grid the codes are twice the weight's, around `2^bits - 1`.
     With one scale a row the scales are `[N]` and the axis is that of the rows. Codes are unpacked uint8, transposed
     views of the arrays given: nothing is copied but the rows of a linear that packs several. The parts of such a
     linear share one spec (`split-mixed-linears` runs first where they do not). What has no quantized weight stays
@@ -98,8 +99,10 @@ def _dequantize(model: ir.Model, node: ir.Node, weight: QuantizedWeight, *, tran
     shape = weight.codes.T.shape if transposed else weight.codes.shape
     if old.shape is None or tuple(old.shape) != shape:
         raise ValueError(f"node {node.name}: the quantized weight is {shape}, expected {old.shape}")
-    zeros = weight.zero_points
-    if zeros is None:
+    codes, zeros = weight.codes, weight.zero_points
+    if weight.spec.grid == ODD:
+        codes, zeros = 2 * codes, np.broadcast_to(np.uint8((1 << weight.spec.bits) - 1), weight.scales.shape)
+    elif zeros is None:
         zeros = np.broadcast_to(np.uint8(1 << (weight.spec.bits - 1)), weight.scales.shape)
     attributes = {"axis": 1 if transposed else 0}
     if isinstance(weight.spec.granularity, PerBlock):
@@ -108,7 +111,7 @@ def _dequantize(model: ir.Model, node: ir.Node, weight: QuantizedWeight, *, tran
     else:
         scales, zeros = weight.scales[:, 0], zeros[:, 0]
     inputs = [
-        initializer(model, f"{base}_codes", weight.codes.T if transposed else weight.codes),
+        initializer(model, f"{base}_codes", codes.T if transposed else codes),
         initializer(model, f"{base}_scale", scales),
         initializer(model, f"{base}_zero_point", zeros),
     ]

@@ -2,7 +2,8 @@
 
     FLOAT      stock operators only, none of them quantized
     ANNOTATED  FLOAT, and every linear carries its role; the graph knows their number
-    QUANTIZED  every annotated weight is quantized, lowered or kept float; runs on stock ONNX Runtime
+    QUANTIZED  every annotated weight is quantized, lowered or kept float; runs on stock ONNX Runtime, where `bdq` nodes
+               run as their functions once they are attached
     LOWERED    QUANTIZED, and no annotated weight is dequantized in the graph: kernels read the codes
 
 FLOAT holds at ANNOTATED too, and QUANTIZED at LOWERED, so a pass that needs the weaker level runs at both.
@@ -15,11 +16,13 @@ from enum import Enum
 import onnx_ir as ir
 
 from bdq_passes import annotations as note
+from bdq_passes.bdq_nodes import LINEAR_OPS
+from bdq_runtime.opset import DOMAIN, OPERATORS
 
 CONTRIB = "com.microsoft"
-LOWERED_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized", "QLinearMatMul"})
+LOWERED_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized", "QLinearMatMul"}) | LINEAR_OPS
 QUANTIZED_OPS = LOWERED_OPS | {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "DynamicQuantizeLinear"}
-_DOMAINS = frozenset({"", "ai.onnx", CONTRIB})
+_DOMAINS = frozenset({"", "ai.onnx", CONTRIB, DOMAIN})
 _WEIGHT_INPUT = {note.LINEAR: ("MatMul", 1), note.EMBEDDING: ("Gather", 0)}
 
 
@@ -56,11 +59,13 @@ def _verify_domains(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain not in _DOMAINS:
             raise LevelError(f"node {node.name}: domain {node.domain!r}, expected one of {sorted(_DOMAINS)}")
+        if node.domain == DOMAIN and node.op_type not in OPERATORS:
+            raise LevelError(f"node {node.name}: no operator {node.op_type} in the domain {DOMAIN}")
 
 
 def _verify_float(model: ir.Model) -> None:
     for node in model.graph:
-        if node.op_type in QUANTIZED_OPS:
+        if node.op_type in QUANTIZED_OPS or node.domain == DOMAIN:
             raise LevelError(f"node {node.name}: {node.op_type} in a graph that should be float")
 
 

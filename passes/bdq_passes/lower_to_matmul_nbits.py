@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from bdq_passes import annotations as note
-from bdq_passes.graph_edit import bias_add, remove_unused, replace_node, required_input
+from bdq_passes.graph_edit import absorb, bias_add, remove_unused, replace_node, required_input
 from bdq_passes.graph_pass import GraphPass
 from bdq_passes.levels import CONTRIB, Level, dequantizer, weight_value
 from bdq_passes.packed_weights import PackedWeight, add_packed, check_bits, read_weight
@@ -92,16 +92,6 @@ class LowerToMatMulNBitsPass(GraphPass):
         replace_node(node, lowered)
         remove_unused(model, [weight])
         if added is not None:
-            _absorb(lowered, added[0])
+            absorb(lowered, added[0])
         exact = level < _INT8_LEVEL or packed.block_size in _FLOAT_BLOCKS.get(packed.bits, ())
         note.set_executed(lowered, "float32" if exact else "int8")
-
-
-def _absorb(lowered: ir.Node, add: ir.Node) -> None:
-    """Let `lowered` make what `add` made."""
-    source, target = add.outputs[0], lowered.outputs[0]
-    name = source.name
-    source.replace_all_uses_with(target, replace_graph_outputs=True)
-    assert add.graph is not None, "the node belongs to the graph that it was found in"
-    add.graph.remove(add, safe=True)
-    target.name = name

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bdq_passes import annotations as note
-from bdq_passes.gated_mlp import GatedMlp, gated_mlps, halves_of, linear_of
+from bdq_passes.gated_mlp import GatedMlp, bias_of, gated_mlps, halves_of, linear_of
 from bdq_passes.graph_edit import array_of, initializer, remove_unused, required_input
 from bdq_passes.graph_pass import GraphPass
 from bdq_passes.levels import Level, weight_value
@@ -99,7 +99,7 @@ def _merge(model: ir.Model, mlp: GatedMlp) -> None:
     nodes = [merged]
     biases: list[ir.Value] = []
     if adds:
-        biases = [_bias(add) for add in adds]
+        biases = [bias_of(add) for add in adds]
         bias = initializer(model, f"{path}.bias", np.concatenate([array_of(value) for value in biases]))
         nodes.append(ir.node("Add", [merged.outputs[0], bias], name=f"{path}.add_bias"))
     split = ir.node(
@@ -115,10 +115,6 @@ def _merge(model: ir.Model, mlp: GatedMlp) -> None:
     for node in (*adds, *linears):
         model.graph.remove(node, safe=True)
     remove_unused(model, [*weights, *biases])
-
-
-def _bias(add: ir.Node) -> ir.Value:
-    return next(value for value in add.inputs if value is not None and value.is_initializer())
 
 
 def _concatenated(model: ir.Model, name: str, values: list[ir.Value]) -> ir.Value:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from bdq_passes import annotations as note
 from bdq_passes.graph_edit import array_of, initializer, required_input
-from bdq_runtime.packing import PerBlock, QuantizedWeight, QuantSpec, pack_bits, pack_codes, with_blocks
+from bdq_runtime.packing import ODD, PerBlock, QuantizedWeight, QuantSpec, pack_bits, pack_codes, with_blocks
 
 SUPPORTED_BITS = (2, 4, 8)
 
@@ -47,6 +47,8 @@ def read_weight(node: ir.Node, dequantize: ir.Node) -> QuantizedWeight:
         scales, zeros = scales[:, None], zeros[:, None]
     if note.role(node) == note.LINEAR:
         codes = codes.T
+    if spec.grid == ODD:
+        codes = codes >> 1
     return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec)
 
 
@@ -57,6 +59,8 @@ def check_bits(node: ir.Node, spec: QuantSpec, op_type: str) -> None:
             f"node {node.name}: {spec.bits} bits, but {op_type} has {', '.join(map(str, SUPPORTED_BITS))}: "
             "choose one of these for the weight"
         )
+    if spec.grid == ODD:
+        raise ValueError(f"node {node.name}: weights on the odd grid, but {op_type} has integer zero points only")
 
 
 def add_packed(model: ir.Model, base: str, weight: QuantizedWeight) -> PackedWeight:

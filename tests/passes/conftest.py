@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from bdq_passes import AnnotateLinearsPass, InsertWeightQuantizationPass, MergeGateUpPass
 from bdq_passes import annotations as note
 from bdq_runtime.packing import PerChannel, QuantizedWeight, QuantSpec
 
@@ -212,3 +213,54 @@ def mlp() -> Callable[..., ir.Model]:
 def hidden() -> Array:
     """Hidden states `[2, 3, 48]`."""
     return np.random.default_rng(3).standard_normal((2, 3, HIDDEN)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph at level QUANTIZED, the quantized weights by canonical name, biases by node name."""
+
+    model: ir.Model
+    weights: dict[str, QuantizedWeight]
+    biases: dict[str, Array]
+
+
+@pytest.fixture
+def quantized(tiny: Callable[..., Tiny], quantize_all: Callable[..., dict[str, QuantizedWeight]]) -> Callable[..., Any]:
+    """`tiny` with random quantized weights of one spec, or with float ones that were decided to stay."""
+
+    def make(spec: QuantSpec | None = None, *, kept: bool = False, tied: bool = True, bias: bool = False) -> Quantized:
+        graph = tiny(tied=tied, bias=bias)
+        weights = {} if kept or spec is None else quantize_all(graph, spec)
+        AnnotateLinearsPass(expected=3)(graph.model)
+        InsertWeightQuantizationPass(weights, expected=3 if weights else 0)(graph.model)
+        return Quantized(graph.model, weights, graph.biases)
+
+    return make
+
+
+@pytest.fixture
+def mlp_quantized(mlp: Callable[..., ir.Model], random_weight: Callable[..., QuantizedWeight]) -> Callable[..., Any]:
+    """`mlp` with random quantized weights, gate and up merged or not; float weights stay with `kept`."""
+
+    def make(
+        activation: str = "silu",
+        *,
+        merged: bool = True,
+        kept: bool = False,
+        bias: bool = False,
+        spec: QuantSpec = QuantSpec(4, PerChannel()),  # noqa: B008  frozen
+    ) -> ir.Model:
+        model = mlp(activation, bias=bias)
+        shapes = {str(node.name): node.inputs[1].shape for node in model.graph if node.op_type == "MatMul"}
+        weights = {
+            f"{name}.weight": random_weight(shape[1], shape[0], spec, seed)
+            for seed, (name, shape) in enumerate(shapes.items())
+        }
+        AnnotateLinearsPass(expected=3)(model)
+        if merged:
+            MergeGateUpPass({name: weight.spec for name, weight in weights.items()}, expected=1)(model)
+        count = 0 if kept else 2 if merged else 3
+        InsertWeightQuantizationPass({} if kept else weights, expected=count)(model)
+        return model
+
+    return make
