@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "../rows.h"
+#include "amx_few.h"
+#include "amx_parts.h"
 #include "amx_rows.h"
 #include "lanes.h"
 #include "vector_tables.h"
@@ -25,7 +27,8 @@ struct Lanes {
   float *m, *l;                // [groups, 16]
   std::int32_t *first, *last;  // [groups, 16]: keys that a lane sees
   Half *keys, *values;         // as unpack_keys and unpack_values have them
-  float *key_scales, *key_remainders, *value_scales, *value_remainders, *ones;  // [64]
+  StepGrids grids;             // zero points are what is left of them
+  float* ones;                 // [64]
   float* logits;               // [64, 16]
   Half* weights;               // [kKeyChunks, kWeightParts, kTile]
   float* rows;                 // [16, padded]: prepared queries
@@ -43,10 +46,7 @@ struct Lanes {
     last = carver.take<std::int32_t>(columns);
     keys = carver.take<Half>(kKeys * padded);
     values = carver.take<Half>(kKeys * padded);
-    key_scales = carver.take<float>(kKeys);
-    key_remainders = carver.take<float>(kKeys);
-    value_scales = carver.take<float>(kKeys);
-    value_remainders = carver.take<float>(kKeys);
+    grids = take_grids(carver);
     ones = carver.take<float>(kKeys);
     logits = carver.take<float>(kKeys * kRows);
     weights = carver.take<Half>(kKeyChunks * kWeightParts * kTile);
@@ -56,26 +56,14 @@ struct Lanes {
   }
 };
 
-// The upper halves of two vectors, a's in the low words.
-BDQ_INLINE __m512i upper_pair(__m512i a, __m512i b) {
-  return _mm512_mask_mov_epi16(_mm512_srli_epi32(a, 16), 0xaaaaaaaau, b);
-}
-
 // Prepared rows of sixteen lanes to tiles: row r of a part holds channels 2 r and 2 r + 1 of each lane.
 BDQ_VECTOR void pack_queries(const float* rows, std::int64_t padded, Half* queries) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  // Of 32 channels in order, even and odd ones.
-  const __m512i pairs = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   for (std::int64_t d = 0; d < padded; d += kDepth, queries += kQueryParts * kTile) {
     __m512i parts[kQueryParts][16];
     for (int n = 0; n < 16; ++n) {
-      const Vec x = load(rows + n * padded + d), y = load(rows + n * padded + d + 16);
-      Vec even = _mm512_permutex2var_ps(x, pairs, y), odd = _mm512_permutex2var_ps(x, _mm512_add_epi32(pairs, _mm512_set1_epi32(1)), y);
-      for (int part = 0; part < kQueryParts; ++part) {
-        parts[part][n] = upper_pair(_mm512_castps_si512(even), _mm512_castps_si512(odd));
-        even = sub(even, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(even), upper)));
-        odd = sub(odd, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(odd), upper)));
-      }
+      __m512i row[kQueryParts];
+      split32(rows + n * padded + d, row);
+      for (int part = 0; part < kQueryParts; ++part) parts[part][n] = row[part];
     }
     for (int part = 0; part < kQueryParts; ++part) {
       transpose16(parts[part]);
@@ -91,7 +79,7 @@ BDQ_VECTOR void prepare_lanes(const Problem& problem, const Block& block, const 
   for (std::int64_t i = 0; i < columns; ++i) {
     float* row = lanes.rows + i % kRows * padded;
     lanes.m[i] = kNothingSeen;
-    lanes.l[i] = lanes.totals[i] = 0.0f;
+    lanes.l[i] = 0.0f;
     lanes.first[i] = 0;
     lanes.last[i] = INT32_MAX;  // padding sees all, and its results are left behind
     if (i < block.count) {
@@ -99,11 +87,9 @@ BDQ_VECTOR void prepare_lanes(const Problem& problem, const Block& block, const 
       lanes.first[i] = static_cast<std::int32_t>(seen.first);
       lanes.last[i] = static_cast<std::int32_t>(seen.last);
       prepare_head(problem, avx512::kernels, problem.query(block.batch, block.kv_head, block.first + i), seen.last, row);
-      float total = 0.0f;
-      for (std::int64_t d = 0; d < D; ++d) total += row[d] *= factor;
-      lanes.totals[i] = total;
     }
     for (std::int64_t d = i < block.count ? D : 0; d < padded; ++d) row[d] = 0.0f;
+    lanes.totals[i] = scale_row(row, padded, factor);
     if (i % kRows == kRows - 1) pack_queries(lanes.rows, padded, lanes.queries + i / kRows * kRows * padded * kQueryParts);
   }
   memset(lanes.o, 0, static_cast<std::size_t>(columns * padded) * sizeof(float));
@@ -122,8 +108,8 @@ BDQ_VECTOR void complete_logits(const Problem& problem, const Lanes& lanes, bool
   const Ints first = load_ints(lanes.first + at), last = load_ints(lanes.last + at);
   for (std::int64_t j = begin; j < end; ++j) {
     Vec z = load(lanes.logits + j * kRows);
-    if (remainders) z = fnma(set1(lanes.key_remainders[j]), total, z);
-    z = mul(z, set1(lanes.key_scales[j]));
+    if (remainders) z = fnma(set1(lanes.grids.key_zeros[j]), total, z);
+    z = mul(z, set1(lanes.grids.key_scales[j]));
     if (cap > 0.0f) z = mul(tanh_of(z), set1(cap));
     store(lanes.logits + j * kRows, visible(z, static_cast<std::int32_t>(key + j), first, last));
   }
@@ -157,8 +143,8 @@ BDQ_VECTOR Vec make_weights(const Lanes& lanes, const float* scales, std::int64_
     even = add(even, p);
     odd = add(odd, q);
     __m512i upper_p, lower_p, upper_q, lower_q;
-    split_weight(mul(p, set1(lanes.value_scales[j])), upper_p, lower_p);
-    split_weight(mul(q, set1(lanes.value_scales[j + 1])), upper_q, lower_q);
+    split_weight(mul(p, set1(lanes.grids.value_scales[j])), upper_p, lower_p);
+    split_weight(mul(q, set1(lanes.grids.value_scales[j + 1])), upper_q, lower_q);
     Half* to = lanes.weights + j / kDepth * kWeightParts * kTile + j % kDepth * kRows;
     _mm512_storeu_si512(to, upper_pair(upper_p, upper_q));
     _mm512_storeu_si512(to + kTile, upper_pair(lower_p, lower_q));
@@ -179,8 +165,8 @@ BDQ_VECTOR Vec value_offset(const Lanes& lanes, std::int64_t begin, std::int64_t
     const Half* from = lanes.weights + j / kDepth * kWeightParts * kTile + j % kDepth * kRows;
     for (std::int64_t part = 0; part < kWeightParts; ++part) {
       const __m512i pair = _mm512_loadu_si512(from + part * kTile);
-      sum = fma(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), set1(lanes.value_remainders[j]), sum);
-      sum = fma(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), set1(lanes.value_remainders[j + 1]), sum);
+      sum = fma(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), set1(lanes.grids.value_zeros[j]), sum);
+      sum = fma(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), set1(lanes.grids.value_zeros[j + 1]), sum);
     }
   }
   return sum;
@@ -200,7 +186,7 @@ BDQ_VECTOR void attend_group(const Problem& problem, const Block& block, const L
   if (begin >= end) return;
   const bool masked = step.key + end - 1 > lanes.last[at] || step.key + begin < lanes.first[to];
   multiply_keys(lanes.keys, lanes.queries + at * padded * kQueryParts, padded / kDepth, begin / kRows, end / kRows, lanes.logits);
-  const float* scales = lanes.key_scales;
+  const float* scales = lanes.grids.key_scales;
   if (masked || step.key_remainders || problem.spec.softcap > 0.0f) {
     complete_logits(problem, lanes, step.key_remainders, at, step.key, begin, end);
     scales = lanes.ones;
@@ -240,10 +226,8 @@ BDQ_VECTOR void write_partial(const Block& block, const Lanes& lanes, std::int64
   memcpy(partial.l, lanes.l, static_cast<std::size_t>(block.count) * sizeof(float));
 }
 
-constexpr std::int64_t kFewLanes = 6;  // up to here the vector code is faster
-
 BDQ_TILES void attend(const Problem& problem, const Block& block, const Partial& partial, std::byte* scratch) {
-  if (block.count <= kFewLanes) return avx512::kernels.attend(problem, block, partial, scratch);
+  if (block.count <= kFewLanes) return attend_few(problem, block, partial, scratch);
   const AttentionSpec& spec = problem.spec;
   const std::int64_t D = spec.head_size;
   Carver carver(scratch);
@@ -252,7 +236,7 @@ BDQ_TILES void attend(const Problem& problem, const Block& block, const Partial&
   const Tiles tiles;
   for (std::int64_t key = block.key_begin / kKeys * kKeys; key < block.key_end; key += kKeys) {
     const std::int64_t count = lesser(kKeys, block.key_end - key);
-    RowGrids keys{lanes.key_scales, lanes.key_remainders, false}, values{lanes.value_scales, lanes.value_remainders, false};
+    RowGrids keys{lanes.grids.key_scales, lanes.grids.key_zeros, false}, values{lanes.grids.value_scales, lanes.grids.value_zeros, false};
     unpack_keys(problem.present_key(block.batch, block.kv_head, key), problem.key_row, D, spec.key_bits, count, lanes.keys, keys, lanes.codes);
     unpack_values(problem.present_value(block.batch, block.kv_head, key), problem.value_row, D, spec.value_bits, count, lanes.values, values,
                   lanes.words, lanes.codes);
@@ -273,7 +257,7 @@ std::int64_t block_lanes(const Problem& problem) {
 std::size_t scratch_bytes(const Problem& problem, std::int64_t lanes) {
   Carver carver(nullptr);
   Lanes(carver, problem.spec.head_size, lanes);
-  const std::size_t few = avx512::kernels.scratch_bytes(problem, lesser(lanes, kFewLanes));
+  const std::size_t few = few_scratch_bytes(problem, lesser(lanes, kFewLanes));
   return few > carver.used() ? few : carver.used();
 }
 

@@ -63,6 +63,19 @@ void clear_grids(std::int64_t count, RowGrids& grids) {
   for (std::int64_t j = count; j < kKeys; ++j) grids.scales[j] = grids.remainders[j] = 0.0f;
 }
 
+// `count` rows to words [rounded, padded], the rest of them 0.
+BDQ_VECTOR void unpack_words(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, std::int64_t rounded,
+                             RowGrids& grids, Half* words, std::uint8_t* scratch) {
+  const __m512i table = small_halves();
+  const std::int64_t padded = round_up(D, kDepth);
+  clear_grids(count, grids);
+  for (std::int64_t j = 0; j < count; ++j, rows += row_bytes) {
+    const int zero = take_grid(rows + row_bytes - 4, bits, j, grids);
+    unpack_row(rows, D, bits, zero, table, words + j * padded, kDepth, scratch);
+  }
+  memset(words + count * padded, 0, static_cast<std::size_t>((rounded - count) * padded) * sizeof(Half));
+}
+
 }  // namespace
 
 BDQ_VECTOR void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* keys,
@@ -75,16 +88,24 @@ BDQ_VECTOR void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, st
   }
 }
 
+BDQ_VECTOR void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
+                                   RowGrids& grids, Half* words, std::uint8_t* scratch) {
+  const std::int64_t padded = round_up(D, kDepth), rounded = round_up(count, kDepth);
+  unpack_words(rows, row_bytes, D, bits, count, rounded, grids, words, scratch);
+  for (std::int64_t j = 0; j < rounded; j += 2) {
+    Half* to = values + j / kDepth * 2 * padded / kDepth * kTile + j % kDepth / 2 * kDepth;
+    for (std::int64_t d = 0; d < D; d += kDepth, to += 2 * kTile) {
+      const __m512i a = _mm512_loadu_si512(words + j * padded + d), b = _mm512_loadu_si512(words + (j + 1) * padded + d);
+      _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
+      _mm512_storeu_si512(to + kTile, _mm512_unpackhi_epi16(a, b));
+    }
+  }
+}
+
 BDQ_VECTOR void unpack_values(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
                               RowGrids& grids, Half* words, std::uint8_t* scratch) {
-  const __m512i table = small_halves();
   const std::int64_t padded = round_up(D, kDepth), rounded = round_up(count, kDepth);
-  clear_grids(count, grids);
-  for (std::int64_t j = 0; j < count; ++j, rows += row_bytes) {
-    const int zero = take_grid(rows + row_bytes - 4, bits, j, grids);
-    unpack_row(rows, D, bits, zero, table, words + j * padded, kDepth, scratch);
-  }
-  memset(words + count * padded, 0, static_cast<std::size_t>((rounded - count) * padded) * sizeof(Half));
+  unpack_words(rows, row_bytes, D, bits, count, rounded, grids, words, scratch);
   // 32 keys x 32 channels at a time: pairs of keys side by side, then pairs and channels change places.
   for (std::int64_t j = 0; j < rounded; j += kDepth) {
     for (std::int64_t d = 0; d < D; d += kDepth) {

@@ -21,4 +21,11 @@ void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t 
 void unpack_values(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values, RowGrids& grids,
                    Half* words, std::uint8_t* scratch);
 
+// `count` rows to values [kKeyChunks, 2 * chunks, kTile]: row r of a tile holds keys 2 r and 2 r + 1 of sixteen channels, channel_of tells which.
+void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
+                        RowGrids& grids, Half* words, std::uint8_t* scratch);
+
+// Unpacking pairs takes the first four of each eight channels to one tile, the others to the next.
+constexpr std::int64_t channel_of(std::int64_t tile, std::int64_t column) { return tile / 2 * 32 + column / 4 * 8 + tile % 2 * 4 + column % 4; }
+
 }  // namespace bdq::attention::amx

@@ -60,6 +60,51 @@ BDQ_TILES void multiply_values(const Half* values, const Half* weights, std::int
   tile_fence();
 }
 
+BDQ_TILES void multiply_few_keys(const Half* keys, const Half* queries, std::int64_t chunks, std::int64_t end, float* dots) {
+  tile_fence();
+#define BDQ_ZERO(T) _tile_zero(T);
+  BDQ_EACH(BDQ_ZERO)
+  for (std::int64_t c = 0; c < chunks; ++c, keys += kKeyTiles * kTile) {
+    _tile_loadd(4, queries + c * kTile, 64);
+#define BDQ_KEYS(T)                       \
+  if (T < end) {                          \
+    _tile_loadd(5, keys + T * kTile, 64); \
+    _tile_dpbf16ps(T, 5, 4);              \
+  }
+    BDQ_EACH(BDQ_KEYS)
+#undef BDQ_KEYS
+  }
+#define BDQ_STORE(T) \
+  if (T < end) _tile_stored(T, dots + T * kRows * kRows, 64);
+  BDQ_EACH(BDQ_STORE)
+#undef BDQ_STORE
+  tile_fence();
+}
+
+BDQ_TILES void multiply_few_values(const Half* weights, const Half* values, std::int64_t tiles, std::int64_t end, float* sums) {
+  tile_fence();
+  for (std::int64_t first = 0; first < tiles; first += 4, sums += 4 * kRows * kRows) {
+    const std::int64_t count = tiles - first;
+    BDQ_EACH(BDQ_ZERO)
+    for (std::int64_t c = 0; c < end; ++c) {
+      _tile_loadd(4, weights + c * kTile, 64);
+#define BDQ_VALUES(T)                                               \
+  if (T < count) {                                                  \
+    _tile_loadd(5, values + (c * tiles + first + T) * kTile, 64);   \
+    _tile_dpbf16ps(T, 4, 5);                                        \
+  }
+      BDQ_EACH(BDQ_VALUES)
+#undef BDQ_VALUES
+    }
+#define BDQ_STORE(T) \
+  if (T < count) _tile_stored(T, sums + T * kRows * kRows, 64);
+    BDQ_EACH(BDQ_STORE)
+#undef BDQ_STORE
+  }
+#undef BDQ_ZERO
+  tile_fence();
+}
+
 }  // namespace bdq::attention::amx
 
 #endif

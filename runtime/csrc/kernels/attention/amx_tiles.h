@@ -43,7 +43,13 @@ void multiply_keys(const Half* keys, const Half* queries, std::int64_t chunks, s
 // o[16 t ..][16] += values · weights for channel tiles t; values [tiles, kKeyChunks, kTile], weights [kKeyChunks, kWeightParts, kTile].
 void multiply_values(const Half* values, const Half* weights, std::int64_t tiles, std::int64_t begin, std::int64_t end, float* o);
 
-// y[j][i] = x[i][j] of 16 x 16 words of 32 bits, whose rows are x_stride and y_stride words apart.
+// dots[16 t ..][16] = keys · queries for key tiles t < end; queries [chunks, kTile].
+void multiply_few_keys(const Half* keys, const Half* queries, std::int64_t chunks, std::int64_t end, float* dots);
+
+// sums[t][16][16] = weights · values for channel tiles t < tiles; weights [kKeyChunks, kTile], values [kKeyChunks, tiles, kTile].
+void multiply_few_values(const Half* weights, const Half* values, std::int64_t tiles, std::int64_t end, float* sums);
+
+// y[j][i] = x[i][j] of 16 x 16 words of 32 bits.
 BDQ_INLINE void transpose16(__m512i (&r)[16]) {
   __m512i t[16];
 #pragma GCC unroll 8

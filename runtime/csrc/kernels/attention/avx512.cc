@@ -16,6 +16,7 @@ namespace {
 
 #include "functions_inl.h"
 #include "many_lanes_inl.h"
+#include "softmax_row_inl.h"
 #include "few_lanes_inl.h"
 #include "vector_kernels_inl.h"
 

@@ -8,8 +8,7 @@ struct FewLanes {
   float* totals;                    // [count]: Σ q
   float* o;                         // [count, padded]
   float* weights;                   // [count, kKeys]: logits, then softmax weights times the scale of the value
-  float *key_scales, *key_zeros;    // [kKeys]
-  float *value_scales, *value_zeros;
+  StepGrids grids;
   std::uint8_t *keys, *values;      // [kKeys, padded]: codes
 
   FewLanes(Carver& carver, std::int64_t padded, std::int64_t lanes) {
@@ -17,10 +16,7 @@ struct FewLanes {
     totals = carver.take<float>(lanes);
     o = carver.take<float>(lanes * padded);
     weights = carver.take<float>(lanes * kKeys);
-    key_scales = carver.take<float>(kKeys);
-    key_zeros = carver.take<float>(kKeys);
-    value_scales = carver.take<float>(kKeys);
-    value_zeros = carver.take<float>(kKeys);
+    grids = take_grids(carver);
     keys = carver.take<std::uint8_t>(kKeys * padded);
     values = carver.take<std::uint8_t>(kKeys * padded);
   }
@@ -90,39 +86,6 @@ BDQ_VECTOR void add_codes(const float* weights, const float* keep, const float* 
   }
 }
 
-// Dots of one lane to weights times value scales; returns what o keeps of its former sum and Σ weight z.
-BDQ_VECTOR void softmax_row(const Problem& problem, const FewLanes& lanes, std::int64_t n, const Seen& seen, std::int64_t key, Partial partial,
-                            float* keep, float* offset) {
-  const float cap = Factors(problem.spec).cap;
-  float* weights = lanes.weights + n * kKeys;
-  const std::int64_t begin = greater(0, seen.first - key), end = lesser(kKeys, seen.last - key + 1);
-  const Vec total = set1(lanes.totals[n]);
-  Vec top = set1(partial.m[n]);
-  for (std::int64_t j = 0; j < kKeys; j += kWidth) {
-    Vec z = mul(load(lanes.key_scales + j), fnma(load(lanes.key_zeros + j), total, load(weights + j)));
-    if (cap > 0.0f) z = mul(tanh_of(z), set1(cap));
-    store(weights + j, z);
-  }
-  for (std::int64_t j = 0; j < begin; ++j) weights[j] = -__builtin_inff();
-  for (std::int64_t j = greater(end, 0); j < kKeys; ++j) weights[j] = -__builtin_inff();
-  for (std::int64_t j = 0; j < kKeys; j += kWidth) top = max(top, load(weights + j));
-  const float m = largest(top);
-  Vec l = set1(0.0f), less = set1(0.0f);
-  for (std::int64_t j = 0; j < kKeys; j += kWidth) {
-    const Vec p = exp2_of(sub(load(weights + j), set1(m)));
-    const Vec weight = mul(p, load(lanes.value_scales + j));
-    l = add(l, p);
-    less = fma(weight, load(lanes.value_zeros + j), less);
-    store(weights + j, weight);
-  }
-  alignas(64) float kept[kWidth];
-  store(kept, exp2_of(set1(partial.m[n] - m)));
-  *keep = kept[0];
-  *offset = sum(less);
-  partial.l[n] = partial.l[n] * kept[0] + sum(l);
-  partial.m[n] = m;
-}
-
 template <int kLanes>
 BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const FewLanes& lanes, std::int64_t padded, std::int64_t n,
                             std::int64_t key, std::int64_t count, Partial partial) {
@@ -130,7 +93,8 @@ BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const Fe
   float keep[kLanes], offset[kLanes];
   dot_codes<kLanes>(lanes.queries + n * padded, padded, lanes.keys, count, lanes.weights + n * kKeys);
   for (int i = 0; i < kLanes; ++i) {
-    softmax_row(problem, lanes, n + i, Seen(problem, past, block.first + n + i), key, partial, keep + i, offset + i);
+    const Seen seen(problem, past, block.first + n + i);
+    softmax_row(problem, lanes.grids, seen, key, lanes.totals[n + i], lanes.weights + (n + i) * kKeys, partial, n + i, keep + i, offset + i);
   }
   add_codes<kLanes>(lanes.weights + n * kKeys, keep, offset, lanes.values, padded, count, lanes.o + n * padded);
 }
@@ -145,13 +109,9 @@ BDQ_VECTOR void attend_few(const Problem& problem, const Block& block, const Par
     const std::int64_t lane = block.first + n;
     float* query = lanes.queries + n * padded;
     prepare_head(problem, kernels, problem.query(block.batch, block.kv_head, lane), past + lane / problem.group, query);
-    float total = 0.0f;
-    for (std::int64_t d = 0; d < padded; ++d) {
-      query[d] = d < D ? query[d] * factor : 0.0f;
-      total += query[d];
-      lanes.o[n * padded + d] = 0.0f;
-    }
-    lanes.totals[n] = total;
+    for (std::int64_t d = D; d < padded; ++d) query[d] = 0.0f;
+    for (std::int64_t d = 0; d < padded; ++d) lanes.o[n * padded + d] = 0.0f;
+    lanes.totals[n] = scale_row(query, padded, factor);
     partial.m[n] = kNothingSeen;
     partial.l[n] = 0.0f;
   }
@@ -159,9 +119,9 @@ BDQ_VECTOR void attend_few(const Problem& problem, const Block& block, const Par
   for (std::int64_t key = block.key_begin / kKeys * kKeys; key < block.key_end; key += kKeys) {
     const std::int64_t count = lesser(kKeys, block.key_end - key), rounded = round_up(count, 4);
     unpack_rows(problem.present_key(block.batch, block.kv_head, key), problem.key_row, D, padded, spec.key_bits, count, lanes.keys,
-                lanes.key_scales, lanes.key_zeros);
+                lanes.grids.key_scales, lanes.grids.key_zeros);
     unpack_rows(problem.present_value(block.batch, block.kv_head, key), problem.value_row, D, padded, spec.value_bits, count, lanes.values,
-                lanes.value_scales, lanes.value_zeros);
+                lanes.grids.value_scales, lanes.grids.value_zeros);
     std::int64_t n = 0;
     for (; n + kFewTile <= block.count; n += kFewTile) attend_tile<kFewTile>(problem, block, lanes, padded, n, key, rounded, partial);
     switch (block.count - n) {

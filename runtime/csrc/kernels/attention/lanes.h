@@ -53,4 +53,18 @@ struct Factors {
       : query(spec.softcap > 0.0f ? spec.scale / spec.softcap : spec.scale * kLog2e), cap(spec.softcap * kLog2e) {}
 };
 
+// Scales of the keys and values of one step, and what zero points take from their codes.
+struct StepGrids {
+  float *key_scales, *key_zeros, *value_scales, *value_zeros;  // [kKeys]
+};
+
+inline StepGrids take_grids(Carver& carver) {
+  StepGrids grids;
+  grids.key_scales = carver.take<float>(kKeys);
+  grids.key_zeros = carver.take<float>(kKeys);
+  grids.value_scales = carver.take<float>(kKeys);
+  grids.value_zeros = carver.take<float>(kKeys);
+  return grids;
+}
+
 }  // namespace bdq::attention

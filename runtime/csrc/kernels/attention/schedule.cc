@@ -4,6 +4,7 @@ namespace bdq::attention {
 namespace {
 
 constexpr std::int64_t kAlign = 64;        // keys that kernels take at once
+constexpr std::int64_t kMinLanes = 64;     // for which unpacking keys pays
 constexpr std::int64_t kMinKeys = 128;     // of one split
 constexpr std::int64_t kItemsPerThread = 4;
 constexpr std::int64_t kSerialWork = 1 << 15;  // codes of keys that one thread reads sooner than it wakes another
@@ -15,8 +16,9 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 Schedule make_schedule(const Problem& problem, const Kernels& kernels, int threads) {
   const AttentionArguments& a = problem.arguments;
   Schedule s{};
-  s.lanes = std::min(problem.lanes(), kernels.block_lanes(problem));
   const std::int64_t heads = a.batch * problem.spec.kv_num_heads;
+  const std::int64_t fair = ceil_div(ceil_div(heads * problem.lanes(), kItemsPerThread * threads), kMinLanes) * kMinLanes;
+  s.lanes = std::min({problem.lanes(), kernels.block_lanes(problem), fair});
   if (heads == 0 || s.lanes == 0) return s;
   s.blocks = ceil_div(problem.lanes(), s.lanes);
   std::int64_t keys = a.total_sequence_length;
