@@ -1,4 +1,7 @@
-"""Attention over a quantized KV cache (docs/ops.md, "Quantized-KV attention")."""
+"""Attention over a quantized KV cache (docs/ops.md, "Quantized-KV attention").
+
+With few nodes, since ONNX Runtime spends more on a node than on its numbers when it decodes.
+"""
 
 from __future__ import annotations
 
@@ -8,107 +11,149 @@ import numpy as np
 import onnx_ir as ir
 
 from bdq_passes.functions.body import Body
-from bdq_passes.functions.cache_rows import dequantize_rows, quantize_rows
+from bdq_passes.functions.cache_rows import dequantize_rows, pack_codes, quantize_rows
 from bdq_passes.functions.hadamard import hadamard
-
-_END = np.iinfo(np.int64).max
 
 
 def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
     """`output`, `present_key`, `present_value` of any of the four attention operators, told apart by their inputs."""
     query_key, value, tokens = _heads(body, inputs)
-    total = body.op("Cast", body.reshape(inputs["total_sequence_length"]), to=ir.DataType.INT64)
+    total = body.op("Cast", inputs["total_sequence_length"], to=ir.DataType.INT64)
     positions = _positions(body, inputs["seqlens_k"], tokens, total)
     if "cos_cache" in inputs:
         query_key = _rotate(body, query_key, positions, inputs["cos_cache"], inputs["sin_cache"])
 
     def transformed(inner: Body, wanted: int) -> ir.Value:
-        return hadamard(inner, query_key, "head_size") if wanted else inner.op("Identity", query_key)
+        return hadamard(inner, query_key, "head_size", axes=3) if wanted else inner.op("Identity", query_key)
 
     query_key = body.choose("hadamard", int, transformed)
-    query = body.cut(query_key, 2, 0, body.attribute("num_heads"))
-    key = body.cut(query_key, 2, body.attribute("num_heads"), _END)
-    places = _places(body, inputs["past_key"], positions)
-    present_key = _append(body, inputs["past_key"], quantize_rows(body, key, "key_bits", "key_clip"), places, total)
-    present_value = _append(
-        body, inputs["past_value"], quantize_rows(body, value, "value_bits", "value_clip"), places, total
-    )
-    keys = dequantize_rows(body, body.cut(present_key, 2, 0, total), "key_bits")
-    values = dequantize_rows(body, body.cut(present_value, 2, 0, total), "value_bits")
-    output = _attend(body, query, keys, values, _mask(body, positions, total), tokens, total)
-    return output, present_key, present_value
+    counts = body.shape(body.attribute("num_heads"), body.attribute("kv_num_heads"))
+    query, key = body.ops("Split", query_key, counts, outputs=2, axis=2)
+    rows = _rows(body, key, value)
+    pasts = (inputs["past_key"], inputs["past_value"])
+    presents = _append(body, pasts, rows, positions, total)
+    keys, values = _dequantize(body, presents, total)
+    output = _attend(body, query, keys, values, _mask(body, positions, total))
+    return output, *presents
 
 
 def _heads(body: Body, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Query and key heads `[B, S, num_heads + kv_num_heads, D]`, value heads `[B, S, kv_num_heads, D]`, and S."""
     size, first = body.attribute("head_size"), inputs["qkv" if "qkv" in inputs else "query"]
-    tokens = body.reshape(body.op("Shape", first, start=1, end=2))
+    tokens = body.op("Squeeze", body.op("Shape", first, start=1, end=2))
     if "qkv" in inputs:
-        heads = body.reshape(inputs["qkv"], 0, 0, -1, size)
-        border = body.op("Add", body.attribute("num_heads"), body.attribute("kv_num_heads"))
-        return body.cut(heads, 2, 0, border), body.cut(heads, 2, border, _END), tokens
+        kv = body.attribute("kv_num_heads")
+        counts = body.shape(body.op("Add", body.attribute("num_heads"), kv), kv)
+        query_key, value = body.ops("Split", body.reshape(inputs["qkv"], 0, 0, -1, size), counts, outputs=2, axis=2)
+        return query_key, value, tokens
     query_key = body.op("Concat", inputs["query"], inputs["key"], axis=-1)
     return body.reshape(query_key, 0, 0, -1, size), body.reshape(inputs["value"], 0, 0, -1, size), tokens
 
 
 def _positions(body: Body, seqlens: ir.Value, tokens: ir.Value, total: ir.Value) -> ir.Value:
     """Where the tokens of each row are: int64 `[B, S]`."""
-    last = body.op("Cast", body.reshape(seqlens, -1, 1), to=ir.DataType.INT64)
-    past = body.op("Sub", body.op("Add", last, np.int64(1)), tokens)
+    last = body.op("Cast", body.op("Unsqueeze", seqlens, body.ints(1)), to=ir.DataType.INT64)
+    past = body.op("Sub", last, body.op("Sub", tokens, np.int64(1)))
     past = body.op("Where", body.op("Equal", tokens, total), np.int64(0), past)
     return body.op("Add", past, body.op("Range", np.int64(0), tokens, np.int64(1)))
 
 
 def _rotate(body: Body, x: ir.Value, positions: ir.Value, cos_cache: ir.Value, sin_cache: ir.Value) -> ir.Value:
-    """RoPE of heads `[B, S, heads, D]`: the halves of the first rotary_dim channels turn."""
-    cos, sin = (
-        body.op("Unsqueeze", body.op("Gather", cache, positions, axis=0), body.ints(2))
-        for cache in (cos_cache, sin_cache)
-    )
+    """RoPE of heads `[B, S, heads, D]`: the halves of the first rotary_dim channels turn.
+
+    `x cos + swapped sin`, where sin has the sign of its half; channels that do not turn are multiplied by 1, and 0.
+    """
     half = body.op("Shape", cos_cache, start=1, end=2)
-    both = body.op("Add", half, half)
-    first, second = body.cut(x, 3, 0, half), body.cut(x, 3, half, both)
-    turned = [
-        body.op("Sub", body.op("Mul", first, cos), body.op("Mul", second, sin)),
-        body.op("Add", body.op("Mul", second, cos), body.op("Mul", first, sin)),
-    ]
-    return body.op("Concat", *turned, body.cut(x, 3, both, _END), axis=3)
+    rest = body.op("Sub", body.op("Sub", body.shape(body.attribute("head_size")), half), half)
+    size = body.op("Concat", body.op("Shape", cos_cache, start=0, end=1), rest, axis=0)
+    one, zero = (body.op("ConstantOfShape", size, value=ir.tensor(np.array([fill], np.float32))) for fill in (1, 0))
+    cos = body.op("Concat", cos_cache, cos_cache, one, axis=1)
+    sin = body.op("Concat", body.op("Neg", sin_cache), sin_cache, zero, axis=1)
+    cos, sin = (body.op("Gather", body.op("Unsqueeze", table, body.ints(1)), positions, axis=0) for table in (cos, sin))
+    first, second, last = body.ops("Split", x, body.op("Concat", half, half, rest, axis=0), outputs=3, axis=3)
+    swapped = body.op("Concat", second, first, last, axis=3)
+    return body.op("Add", body.op("Mul", x, cos), body.op("Mul", swapped, sin))
 
 
-def _places(body: Body, past: ir.Value, positions: ir.Value) -> ir.Value:
-    """Indices `[B, kv_num_heads, S, 3]` of batch row, head and position in the cache."""
-    one = np.int64(1)
-    batch, heads = (body.reshape(body.op("Shape", past, start=axis, end=axis + 1)) for axis in (0, 1))
-    parts = [
-        body.reshape(body.op("Range", np.int64(0), batch, one), -1, 1, 1, 1),
-        body.reshape(body.op("Range", np.int64(0), heads, one), 1, -1, 1, 1),
-        body.op("Unsqueeze", positions, body.ints(1, 3)),
-    ]
-    size = body.op(
-        "Concat", body.op("Shape", past, start=0, end=2), body.op("Shape", positions, start=1), body.ints(1), axis=0
+def _rows(body: Body, key: ir.Value, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Cache rows uint8 `[B, kv_num_heads, S, row]` of key and value heads `[B, S, kv_num_heads, D]`."""
+    kv, one = body.attribute("kv_num_heads"), np.int64(1)
+    heads = body.op("Range", np.int64(0), body.op("Add", kv, kv), one)
+    is_key = body.reshape(body.op("Less", heads, kv), -1, 1)
+    bits, clip = (
+        body.op("Where", is_key, body.attribute(f"key_{name}"), body.attribute(f"value_{name}"))
+        for name in ("bits", "clip")
     )
-    return body.op("Concat", *(body.op("Expand", part, size) for part in parts), axis=-1)
-
-
-def _append(body: Body, past: ir.Value, rows: ir.Value, places: ir.Value, total: ir.Value) -> ir.Value:
-    """`past [B, heads, positions, row]` with `rows [B, S, heads, row]` at their places, longer if the text is."""
-    missing = body.op("Sub", body.shape(total), body.op("Shape", past, start=2, end=3))
-    size = body.op(
-        "Concat",
-        body.op("Shape", past, start=0, end=2),
-        body.op("Max", missing, body.ints(0)),
-        body.op("Shape", past, start=3),
-        axis=0,
+    codes, tail = quantize_rows(body, body.op("Concat", key, value, axis=2), bits, clip)
+    if _same_bits(body):
+        rows = body.op("Concat", pack_codes(body, codes, "key_bits"), tail, axis=-1)
+        keys, values = body.ops(
+            "Split", body.op("Transpose", rows, perm=[0, 2, 1, 3]), outputs=2, axis=1, num_outputs=2
+        )
+        return keys, values
+    parts = zip(
+        body.ops("Split", codes, outputs=2, axis=2, num_outputs=2),
+        body.ops("Split", tail, outputs=2, axis=2, num_outputs=2),
+        ("key_bits", "value_bits"),
+        strict=True,
     )
-    room = body.op("ConstantOfShape", size, value=ir.tensor(np.zeros(1, np.uint8)))
-    moved = body.op("Transpose", rows, perm=[0, 2, 1, 3])
-    return body.op("ScatterND", body.op("Concat", past, room, axis=2), places, moved)
+    keys, values = (
+        body.op("Transpose", body.op("Concat", pack_codes(body, part, name), end, axis=-1), perm=[0, 2, 1, 3])
+        for part, end, name in parts
+    )
+    return keys, values
+
+
+def _same_bits(body: Body) -> bool:
+    """Whether keys and values have the same number of bits in every node."""
+    bits = body.values["key_bits"] | body.values["value_bits"]
+    return len(bits) == 1
+
+
+def _append(
+    body: Body,
+    pasts: tuple[ir.Value, ir.Value],
+    rows: tuple[ir.Value, ir.Value],
+    positions: ir.Value,
+    total: ir.Value,
+) -> list[ir.Value]:
+    """Each `past [B, heads, positions, row]` with rows `[B, heads, S, row]` at their places, longer if the text is."""
+    zero, one = np.int64(0), np.int64(1)
+    have = body.op("Shape", pasts[0], start=2, end=3)
+    missing = body.op("Sub", body.op("Max", have, total), have)
+    room = body.op("Concat", body.ints(0, 0, 0, 0, 0, 0), missing, body.ints(0), axis=0)
+    # [B, heads, S, 3]: batch row, head and position
+    batch = body.reshape(
+        body.op("Range", zero, body.op("Squeeze", body.op("Shape", positions, start=0, end=1)), one), -1, 1, 1, 1
+    )
+    heads = body.reshape(body.op("Range", zero, body.attribute("kv_num_heads"), one), -1, 1, 1)
+    place = body.op(
+        "Add",
+        body.op("Add", body.op("Mul", batch, body.ints(1, 0, 0)), body.op("Mul", heads, body.ints(0, 1, 0))),
+        body.op("Mul", body.op("Unsqueeze", positions, body.ints(1, 3)), body.ints(0, 0, 1)),
+    )
+    return [
+        body.op("ScatterND", body.op("Pad", past, room, np.uint8(0)), place, new)
+        for past, new in zip(pasts, rows, strict=True)
+    ]
+
+
+def _dequantize(body: Body, presents: Sequence[ir.Value], total: ir.Value) -> Sequence[ir.Value]:
+    """Keys and values float32 `[B, kv_num_heads, 1, total, D]`."""
+    names = ("key_bits", "value_bits")
+    if _same_bits(body):
+        both = dequantize_rows(body, body.cut(body.op("Concat", *presents, axis=1), 2, 0, total), "key_bits")
+        found = body.ops("Split", both, outputs=2, axis=1, num_outputs=2)
+    else:
+        cuts = (body.cut(present, 2, 0, total) for present in presents)
+        found = [dequantize_rows(body, rows, name) for rows, name in zip(cuts, names, strict=True)]
+    return [body.op("Unsqueeze", part, body.ints(2)) for part in found]
 
 
 def _mask(body: Body, positions: ir.Value, total: ir.Value) -> ir.Value:
     """What is added to scores `[B, kv_num_heads, G, S, keys]`: 0, or -inf where a token does not see a key."""
     keys = body.op("Range", np.int64(0), total, np.int64(1))
-    at = body.op("Unsqueeze", positions, body.ints(2))
+    at = body.op("Unsqueeze", positions, body.ints(1, 2, 4))
     seen = body.op("LessOrEqual", keys, at)
 
     def near(inner: Body, windowed: bool) -> ir.Value:
@@ -118,17 +163,14 @@ def _mask(body: Body, positions: ir.Value, total: ir.Value) -> ir.Value:
         return inner.op("And", seen, inner.op("Greater", keys, first))
 
     seen = body.choose("local_window_size", lambda size: size > 0, near)
-    return body.op("Unsqueeze", body.op("Where", seen, np.float32(0), np.float32(-np.inf)), body.ints(1, 2))
+    return body.op("Where", seen, np.float32(0), np.float32(-np.inf))
 
 
-def _attend(
-    body: Body, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value, tokens: ir.Value, total: ir.Value
-) -> ir.Value:
-    """`[B, S, num_heads * D]` of query heads `[B, S, num_heads, D]`, keys and values `[B, kv_num_heads, keys, D]`."""
-    size = body.attribute("head_size")
-    grouped = body.reshape(query, 0, 0, body.attribute("kv_num_heads"), -1, size)
+def _attend(body: Body, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value) -> ir.Value:
+    """`[B, S, num_heads * D]` of query heads `[B, S, num_heads, D]`, keys, values `[B, kv_num_heads, 1, keys, D]`."""
+    grouped = body.reshape(query, 0, 0, body.attribute("kv_num_heads"), -1, body.attribute("head_size"))
     grouped = body.op("Mul", body.op("Transpose", grouped, perm=[0, 2, 3, 1, 4]), body.attribute("scale"))
-    scores = body.op("MatMul", body.reshape(grouped, 0, 0, -1, size), body.op("Transpose", keys, perm=[0, 1, 3, 2]))
+    scores = body.op("MatMul", grouped, body.op("Transpose", keys, perm=[0, 1, 2, 4, 3]))
 
     def capped(inner: Body, wanted: bool) -> ir.Value:
         if not wanted:
@@ -136,8 +178,6 @@ def _attend(
         cap = inner.attribute("softcap")
         return inner.op("Mul", inner.op("Tanh", inner.op("Div", scores, cap)), cap)
 
-    split = body.reshape(body.choose("softcap", lambda cap: cap > 0, capped), 0, 0, -1, tokens, total)
-    weights = body.op("Softmax", body.op("Add", split, mask), axis=-1)
-    found = body.op("MatMul", body.reshape(weights, 0, 0, -1, total), values)
-    by_token = body.op("Transpose", body.reshape(found, 0, 0, -1, tokens, size), perm=[0, 3, 1, 2, 4])
-    return body.reshape(by_token, 0, 0, -1)
+    scores = body.choose("softcap", lambda cap: cap > 0, capped)
+    found = body.op("MatMul", body.op("Softmax", body.op("Add", scores, mask), axis=-1), values)
+    return body.reshape(body.op("Transpose", found, perm=[0, 3, 1, 2, 4]), 0, 0, -1)

@@ -1,8 +1,8 @@
 """What the body of a function is written with: nodes, constants, attributes of the node that calls it, choices.
 
 One function serves all nodes of its name in a model, since onnx's evaluator and others look functions up by name. What
-depends on an attribute is computed from it where a formula does, and chosen by an `If` where not; no `If` is written
-for an attribute on which all nodes of the model agree. ONNX Runtime folds both when it opens the model.
+depends on an attribute is computed from it where a formula does, and chosen by an `If` where not; ONNX Runtime folds
+both when it opens the model. An attribute on which all nodes of the model agree is a constant that chooses nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from bdq_passes.functions.folding import folded
 
 Value = int | float | str
 Array = npt.NDArray[Any]
@@ -39,9 +41,15 @@ class Body:
         self._parent = parent
         self._numbers: count[int] = parent._numbers if parent else count()
         self._constants: dict[Any, ir.Value] = {}
+        self._arrays: dict[ir.Value, Array] = parent._arrays if parent else {}
 
     def op(self, op_type: str, *inputs: ir.Value | Array | np.generic, **attributes: Any) -> ir.Value:
-        """The output of a new node; arrays become constants."""
+        """The output of a new node, or a constant where all inputs are; arrays are constants."""
+        known = [self._array(item) for item in inputs]
+        if known and all(array is not None for array in known):
+            result = folded(op_type, [array for array in known if array is not None], attributes)
+            if result is not None:
+                return self.constant(result)
         return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
 
     def ops(
@@ -57,7 +65,9 @@ class Body:
         """A constant; one node for equal ones."""
         array = np.asarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
-        return self._remembered(key, lambda: self.op("Constant", value=ir.tensor(array)))
+        value = self._remembered(key, lambda: self.op("Constant", value=ir.tensor(array)))
+        self._arrays[value] = array
+        return value
 
     def ints(self, *numbers: int) -> ir.Value:
         """int64 `[len(numbers)]`."""
@@ -65,7 +75,10 @@ class Body:
 
     def attribute(self, name: str) -> ir.Value:
         """The value of an attribute of the calling node: a scalar, int64, float32 or string."""
-        given, attribute_type = _kind_of(next(iter(self.values[name])))
+        (first, *rest) = self.values[name]
+        if not rest and not isinstance(first, str):
+            return self.constant(np.array(first, np.int64 if isinstance(first, int) else np.float32))
+        given, attribute_type = _kind_of(first)
         return self._remembered(name, lambda: self.op("Constant", **{given: ir.RefAttr(given, name, attribute_type)}))
 
     def shape(self, *sizes: int | ir.Value) -> ir.Value:
@@ -113,6 +126,9 @@ class Body:
         if output.producer() not in body.nodes:
             output = body.op("Identity", output)
         return ir.Graph([], [output], nodes=body.nodes, name=f"branch_{next(self._numbers)}")
+
+    def _array(self, item: ir.Value | Array | np.generic) -> Array | None:
+        return self._arrays.get(item) if isinstance(item, ir.Value) else np.asarray(item)
 
     def _remembered(self, key: Any, make: Callable[[], ir.Value]) -> ir.Value:
         body: Body | None = self

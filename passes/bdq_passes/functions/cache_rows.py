@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bdq_passes.functions.activations import inverse
 from bdq_passes.functions.body import Body
 
 TAIL = 4
@@ -13,66 +12,72 @@ TAIL = 4
 _END = np.iinfo(np.int64).max
 _EXPONENTS = np.arange(64, dtype=np.float32)
 _POWERS = np.float32(2) ** (_EXPONENTS - 32)
-_TO_MANTISSA = np.float32(2) ** (42 - _EXPONENTS)
-_FROM_MANTISSA = np.float32(2) ** (_EXPONENTS - 42)
+_LARGEST_STEP = np.float32(2047 * 2.0**21)
+"""What code 65535 stands for: whatever is larger gets it."""
+# by the number of powers of two up to a step, which is its exponent plus 1; no step lies below the first power
+_TO_MANTISSA = np.float32(2) ** (43 - np.arange(65, dtype=np.float32))
+_FROM_MANTISSA = np.float32(2) ** (np.arange(65, dtype=np.float32) - 43)
+_CODE_OF_MANTISSA_0 = 1024 * np.arange(65, dtype=np.float32) - 2048
+# by the upper byte of a 16-bit scale: 6 bits of exponent, the first 2 of the mantissa
+_UPPER = np.arange(256)
+_STEP_OF_LOWER_BYTE = np.float32(2) ** (_UPPER // 4 - 42).astype(np.float32)
+_SCALE_OF_UPPER_BYTE = (1024 + 256 * (_UPPER % 4)).astype(np.float32) * _STEP_OF_LOWER_BYTE
 _LEVELS = np.array([2**bits - 1 for bits in range(1, 9)], np.float32)
-_STEPS = np.float32(1) / _LEVELS
+_BYTES = np.array([[1, 1 / 256, 0, 0], [0, 0, 1, 1 / 256]], np.float32)
 
 
-def quantize_rows(body: Body, x: ir.Value, bits: str, clip: str) -> ir.Value:
-    """Rows uint8 `[..., row]` of `x [B, S, heads, D]`; `bits` and `clip` are names of attributes."""
-    at = body.op("Sub", body.attribute(bits), np.int64(1))
-    high = body.op("Mul", body.op("ReduceMax", x, body.ints(-1), keepdims=1), body.attribute(clip))
-    low = body.op("Mul", body.op("ReduceMin", x, body.ints(-1), keepdims=1), body.attribute(clip))
-    step = body.op("Mul", body.op("Sub", high, low), body.op("Gather", _STEPS, at))
-    largest = body.op("Max", body.op("Abs", high), body.op("Abs", low))
-    scale = _encode(body, body.op("Max", step, body.op("Mul", largest, np.float32(2**-14)), np.float32(2**-32)))
-    factor = inverse(body, _decode(body, scale))
-    zero = body.op("Round", body.op("Mul", body.op("Neg", low), factor))
-    shifted = body.op("Add", body.op("Round", body.op("Mul", x, factor)), zero)
-    codes = body.op("Clip", shifted, np.float32(0), body.op("Gather", _LEVELS, at))
-    tail = body.op("Concat", scale, body.op("Add", zero, np.float32(32768)), axis=-1)  # [..., 2]
-    upper = body.op("Floor", body.op("Mul", tail, np.float32(1 / 256)))
-    lower = body.op("Sub", tail, body.op("Mul", upper, np.float32(256)))
-    pairs = [body.op("Unsqueeze", part, body.ints(-1)) for part in (lower, upper)]
-    tail = body.reshape(body.op("Concat", *pairs, axis=-1), 0, 0, 0, TAIL)
-    packed = body.choose(bits, int, lambda inner, width: _pack(inner, codes, width))
-    return body.op("Concat", packed, body.op("Cast", tail, to=ir.DataType.UINT8), axis=-1)
+def quantize_rows(body: Body, x: ir.Value, bits: ir.Value, clip: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Codes, integers in float32 `[..., D]`, and tails uint8 `[..., 4]` of `x [..., D]`, whose last axis is a row.
+
+    `bits` int64 and `clip` float32 are `[heads, 1]`. For the signs see `activations`.
+    """
+    levels = body.op("Gather", _LEVELS, body.op("Sub", bits, np.int64(1)), axis=0)
+    high = body.op("Mul", body.op("ReduceMax", x, body.ints(-1), keepdims=1), clip)
+    low = body.op("Mul", body.op("ReduceMin", x, body.ints(-1), keepdims=1), clip)
+    step = body.op("Mul", body.op("Sub", high, low), body.op("Div", np.float32(-1), body.op("Neg", levels)))
+    largest = body.op("Mul", body.op("Max", body.op("Abs", high), body.op("Abs", low)), np.float32(2**-14))
+    step = body.op("Clip", body.op("Max", step, largest), np.float32(2**-32), _LARGEST_STEP)
+    code, scale = _encode(body, step)
+    minus_inverse = body.op("Div", np.float32(-1), scale)
+    zero = body.op("Round", body.op("Mul", low, minus_inverse))
+    codes = body.op("Sub", zero, body.op("Round", body.op("Mul", x, minus_inverse)))
+    codes = body.op("Min", body.op("Max", codes, np.float32(0)), levels)
+    tail = body.op("Concat", code, body.op("Add", zero, np.float32(32768)), axis=-1)  # [..., 2]
+    # exact: products by powers of two, and sums with 0
+    pieces = body.op("Cast", body.op("MatMul", tail, _BYTES), to=ir.DataType.INT32)
+    return codes, body.op("Cast", body.op("BitwiseAnd", pieces, np.int32(255)), to=ir.DataType.UINT8)
+
+
+def pack_codes(body: Body, codes: ir.Value, bits: str) -> ir.Value:
+    """Bytes of the planes of codes `[..., D]`, integers in float32; `bits` is the name of an attribute."""
+    return body.choose(bits, int, lambda inner, width: _pack(inner, codes, width))
 
 
 def dequantize_rows(body: Body, rows: ir.Value, bits: str) -> ir.Value:
-    """float32 `[..., D]` of rows uint8 `[..., row]`."""
-    codes = body.op(
-        "Cast", body.choose(bits, int, lambda inner, width: _unpack(inner, rows, width)), to=ir.DataType.FLOAT
+    """float32 `[..., D]` of rows uint8 `[..., row]`; `bits` is the name of an attribute."""
+    unpacked = body.choose(bits, int, lambda inner, width: _unpack(inner, rows, width))
+    tail = body.ops("Split", body.cut(rows, -1, -TAIL, _END), outputs=TAIL, axis=-1, num_outputs=TAIL)
+    lower, zero_low, zero_high = (body.op("Cast", tail[at], to=ir.DataType.FLOAT) for at in (0, 2, 3))
+    upper = body.op("Cast", tail[1], to=ir.DataType.INT32)
+    scale = body.op(
+        "Add",
+        body.op("Gather", _SCALE_OF_UPPER_BYTE, upper, axis=0),
+        body.op("Mul", lower, body.op("Gather", _STEP_OF_LOWER_BYTE, upper, axis=0)),
     )
-    tail = body.op("Cast", body.cut(rows, -1, -TAIL, _END), to=ir.DataType.FLOAT)
-    scale_low, scale_high, zero_low, zero_high = body.ops("Split", tail, outputs=4, axis=-1, num_outputs=4)
-    scale = body.op("Add", scale_low, body.op("Mul", scale_high, np.float32(256)))
-    zero = body.op("Add", zero_low, body.op("Mul", zero_high, np.float32(256)))
-    centred = body.op("Sub", codes, body.op("Sub", zero, np.float32(32768)))
-    return body.op("Mul", centred, _decode(body, scale))
+    zero = body.op("Add", zero_low, body.op("Mul", body.op("Sub", zero_high, np.float32(128)), np.float32(256)))
+    return body.op("Mul", body.op("Sub", body.op("Cast", unpacked, to=ir.DataType.FLOAT), zero), scale)
 
 
-def _encode(body: Body, step: ir.Value) -> ir.Value:
-    """16-bit scales, integers in float32, of `step [..., 1]`; its exponent is the number of powers of two up to it."""
-    reached = body.op("Cast", body.op("LessOrEqual", _POWERS, step), to=ir.DataType.FLOAT)
-    exponent = body.op("Sub", body.op("ReduceSum", reached, body.ints(-1), keepdims=1), np.float32(1))
-    factor = body.op("Gather", _TO_MANTISSA, body.op("Cast", exponent, to=ir.DataType.INT64))
-    mantissa = body.op("Round", body.op("Mul", step, factor))
-    code = body.op("Add", body.op("Mul", exponent, np.float32(1024)), body.op("Sub", mantissa, np.float32(1024)))
-    return body.op("Min", code, np.float32(65535))
-
-
-def _decode(body: Body, code: ir.Value) -> ir.Value:
-    """Scales float32 of their 16-bit codes, integers in float32."""
-    exponent = body.op("Floor", body.op("Mul", code, np.float32(1 / 1024)))
-    mantissa = body.op("Sub", code, body.op("Mul", exponent, np.float32(1024)))
-    power = body.op("Gather", _FROM_MANTISSA, body.op("Cast", exponent, to=ir.DataType.INT64))
-    return body.op("Mul", body.op("Add", mantissa, np.float32(1024)), power)
+def _encode(body: Body, step: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """16-bit scales, integers in float32, of `step [..., 1]`, and the scales that they stand for."""
+    reached = body.op("Cast", body.op("LessOrEqual", _POWERS, step), to=ir.DataType.INT32)
+    count = body.op("ReduceSum", reached, body.ints(-1), keepdims=1)
+    mantissa = body.op("Round", body.op("Mul", step, body.op("Gather", _TO_MANTISSA, count, axis=0)))
+    code = body.op("Add", mantissa, body.op("Gather", _CODE_OF_MANTISSA_0, count, axis=0))
+    return code, body.op("Mul", mantissa, body.op("Gather", _FROM_MANTISSA, count, axis=0))
 
 
 def _pack(body: Body, codes: ir.Value, bits: int) -> ir.Value:
-    """Bytes of the planes of codes `[B, S, heads, D]`, integers in float32."""
     if bits == 8:
         return body.op("Cast", codes, to=ir.DataType.UINT8)
     if bits == 4:
@@ -83,10 +88,11 @@ def _pack(body: Body, codes: ir.Value, bits: int) -> ir.Value:
 
 
 def _pack_plane(body: Body, values: ir.Value, bits: int) -> ir.Value:
-    fields = 8 // bits
-    weights = np.float32(2) ** (bits * np.arange(fields, dtype=np.float32))[:, None]
-    weighted = body.op("Mul", body.reshape(values, 0, 0, 0, fields, -1), weights)
-    return body.op("Cast", body.op("ReduceSum", weighted, body.ints(-2), keepdims=0), to=ir.DataType.UINT8)
+    fields = body.ops("Split", values, outputs=8 // bits, axis=-1, num_outputs=8 // bits)
+    packed = fields[-1]
+    for field in reversed(fields[:-1]):
+        packed = body.op("Add", body.op("Mul", packed, np.float32(2**bits)), field)
+    return body.op("Cast", packed, to=ir.DataType.UINT8)
 
 
 def _unpack(body: Body, rows: ir.Value, bits: int) -> ir.Value:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bdq_passes.functions import panels
-from bdq_passes.functions.activations import quantize
+from bdq_passes.functions.activations import negated_codes, unsigned_codes
 from bdq_passes.functions.body import Body
 from bdq_passes.functions.hadamard import hadamard
 
@@ -22,11 +22,13 @@ def linear(body: Body, inputs: dict[str, ir.Value]) -> ir.Value:
     def integers(inner: Body, is_float: bool) -> ir.Value:
         if is_float:
             return _matmul(inner, x, inputs["weight"], scale, halves)
-        codes, step = quantize(inner, x, inner.attribute("activation_bits"), inner.attribute("activation_clip"))
+        bits, clip = inner.attribute("activation_bits"), inner.attribute("activation_clip")
 
         def scaled(block: Body, has_blocks: bool) -> ir.Value:
             if has_blocks:
+                codes, step = negated_codes(block, x, bits, clip)
                 return block.op("Mul", _matmul(block, codes, inputs["weight"], scale, halves), step)
+            codes, step = unsigned_codes(block, x, bits, clip)
             sums = block.op("Cast", _matmul_integer(block, codes, inputs["weight"], halves), to=ir.DataType.FLOAT)
             return block.op("Mul", block.op("Mul", sums, step), block.reshape(scale, -1))
 
@@ -38,14 +40,13 @@ def linear(body: Body, inputs: dict[str, ir.Value]) -> ir.Value:
     return _gated(body, y) if gated else y
 
 
-def _matmul_integer(body: Body, codes: ir.Value, weight: ir.Value, halves: int) -> ir.Value:
-    """int32 `[..., halves * N]`: Σ q w, exact on every processor.
+def _matmul_integer(body: Body, unsigned: ir.Value, weight: ir.Value, halves: int) -> ir.Value:
+    """int32 `[..., halves * N]`: Σ q w of codes plus 128, exact on every processor.
 
     Activations are unsigned and weights signed, the form with fast kernels everywhere. Processors without 8-bit dot
     products add two products of it in 16 bits, so that weights must stay within 64: those of 8 bits are the sum of two,
     each of which multiplies the same activations.
     """
-    unsigned = body.op("Cast", body.op("Add", codes, np.float32(128)), to=ir.DataType.UINT8)
     unpacked, zero = panels.codes(body, weight, halves), np.uint8(128)
 
     def product(inner: Body, is_wide: bool) -> ir.Value:
@@ -64,7 +65,7 @@ def _signed(body: Body, codes: ir.Value, kind: ir.DataType) -> ir.Value:
     """The integers that codes stand for, of a type that holds twice the largest code."""
     values = body.op("Cast", codes, to=kind)
     one, grid = np.int64(1), body.attribute("weight_grid")
-    power = body.op("Gather", 2 ** np.arange(8), body.op("Sub", body.attribute("weight_bits"), one))
+    power = body.op("Gather", 2 ** np.arange(8), body.op("Sub", body.attribute("weight_bits"), one), axis=0)
     zero = power
     if 1 in body.values["weight_grid"]:
         values = body.op("Mul", values, body.op("Cast", body.op("Add", grid, one), to=kind))

@@ -18,7 +18,7 @@ def codes(body: Body, weight: ir.Value, halves: int) -> ir.Value:
     """
     bits = body.attribute("weight_bits")
     has_high_plane = 3 in body.values["weight_bits"]
-    width = body.op("Gather", np.array([0, 1, 2, 2, 4, 5, 6, 7, 8]), bits) if has_high_plane else bits
+    width = body.op("Gather", np.array([0, 1, 2, 2, 4, 5, 6, 7, 8]), bits, axis=0) if has_high_plane else bits
     rows = _rows(body, weight, halves)
     unpacked = _fields(body, rows, width, np.int64(0))
     mask = body.op(
