@@ -93,9 +93,6 @@ BDQ_VECTOR void prepare_lanes(const Problem& problem, const Block& block, const 
     if (i % kRows == kRows - 1) pack_queries(lanes.rows, padded, lanes.queries + i / kRows * kRows * padded * kQueryParts);
   }
   memset(lanes.o, 0, static_cast<std::size_t>(columns * padded) * sizeof(float));
-  // What no key has been unpacked to must at least be a number: its weight is 0.
-  memset(lanes.keys, 0, static_cast<std::size_t>(kKeys * padded) * sizeof(Half));
-  memset(lanes.values, 0, static_cast<std::size_t>(kKeys * padded) * sizeof(Half));
   memset(lanes.codes, 0, static_cast<std::size_t>(padded));
   for (std::int64_t j = 0; j < kKeys; ++j) lanes.ones[j] = 1.0f;
 }

@@ -26,52 +26,61 @@ BDQ_INLINE __m512i small_halves() {
   return to_half(_mm512_load_si512(integers));
 }
 
+// Scales and remainders of `count` rows, and twice in each of zeros [64] the part of the zero point that codes can take.
+BDQ_VECTOR void take_grids(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::int64_t count, RowGrids& grids, std::int32_t* zeros) {
+  const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), top = _mm512_set1_epi32((1 << bits) - 1);
+  const __m512i offsets = _mm512_mullo_epi32(order, _mm512_set1_epi32(static_cast<int>(row_bytes)));
+  grids.any_remainder = false;
+  for (std::int64_t j = 0; j < kKeys; j += 16) {
+    const std::int64_t left = count - j;
+    const __mmask16 some = left >= 16 ? 0xffff : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0;
+    const std::uint8_t* tails = left > 0 ? rows + (j + 1) * row_bytes - 4 : rows;
+    const __m512i tail = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), some, offsets, tails, 1);
+    const __m512i scale = _mm512_slli_epi32(_mm512_and_si512(tail, _mm512_set1_epi32(0xffff)), 13);
+    const __m512i zero = _mm512_sub_epi32(_mm512_srli_epi32(tail, 16), _mm512_set1_epi32(32768));
+    const __m512i taken = _mm512_min_epi32(_mm512_max_epi32(zero, _mm512_setzero_si512()), top);
+    _mm512_storeu_si512(grids.scales + j, _mm512_maskz_add_epi32(some, scale, _mm512_set1_epi32(95 << 23)));
+    _mm512_storeu_ps(grids.remainders + j, _mm512_maskz_cvtepi32_ps(some, _mm512_sub_epi32(zero, taken)));
+    _mm512_storeu_si512(zeros + j, _mm512_or_si512(taken, _mm512_slli_epi32(taken, 16)));
+    grids.any_remainder |= _mm512_mask_cmpneq_epi32_mask(some, zero, taken) != 0;
+  }
+}
+
+// 32 bytes of codes of 4 bits: 32 channels in their low halves, 32 others in their high halves.
+BDQ_INLINE void take_nibbles(const std::uint8_t* bytes, __m512i zero, __m512i table, __m512i& low, __m512i& high) {
+  const __m512i pair = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+  low = _mm512_permutexvar_epi16(_mm512_sub_epi16(_mm512_and_si512(pair, _mm512_set1_epi16(15)), zero), table);
+  high = _mm512_permutexvar_epi16(_mm512_sub_epi16(_mm512_srli_epi16(pair, 4), zero), table);
+}
+
+bool whole_nibbles(std::int64_t D, int bits) { return bits == 4 && D % 64 == 0; }
+
 // One row: 32 channels of chunk c to out + c * chunk_step.
-BDQ_VECTOR void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, int zero, __m512i table, Half* out, std::int64_t chunk_step,
+BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __m512i zero, __m512i table, Half* out, std::int64_t chunk_step,
                            std::uint8_t* codes) {
-  const __m512i offset = _mm512_set1_epi16(static_cast<std::int16_t>(zero));
-  if (bits == 4 && D % 64 == 0) {
-    const __m512i low = _mm512_set1_epi16(15);
-    const std::int64_t half = D / 2;
-    for (std::int64_t i = 0; i < half; i += kDepth) {
-      const __m512i pair = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i)));
-      const __m512i a = _mm512_sub_epi16(_mm512_and_si512(pair, low), offset), b = _mm512_sub_epi16(_mm512_srli_epi16(pair, 4), offset);
-      _mm512_storeu_si512(out + i / kDepth * chunk_step, _mm512_permutexvar_epi16(a, table));
-      _mm512_storeu_si512(out + (half + i) / kDepth * chunk_step, _mm512_permutexvar_epi16(b, table));
+  if (whole_nibbles(D, bits)) {
+    for (std::int64_t i = 0; i < D / 2; i += kDepth) {
+      __m512i low, high;
+      take_nibbles(row + i, zero, table, low, high);
+      _mm512_storeu_si512(out + i / kDepth * chunk_step, low);
+      _mm512_storeu_si512(out + (D / 2 + i) / kDepth * chunk_step, high);
     }
     return;
   }
   cache_rows::unpack_avx2(row, codes, D, bits);
   for (std::int64_t d = 0; d < D; d += kDepth) {
-    const __m512i words = _mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + d))), offset);
+    const __m512i words = _mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + d))), zero);
     _mm512_storeu_si512(out + d / kDepth * chunk_step, bits == 8 ? to_half(words) : _mm512_permutexvar_epi16(words, table));
   }
 }
 
-// Scale and zero point of row j; returns the part of the zero point that codes can take.
-int take_grid(const std::uint8_t* tail, int bits, std::int64_t j, RowGrids& grids) {
-  const int zero = cache_rows::zero_point_of(tail), top = (1 << bits) - 1;
-  const int taken = zero < 0 ? 0 : zero > top ? top : zero;
-  grids.scales[j] = cache_rows::scale_of(tail);
-  grids.remainders[j] = static_cast<float>(zero - taken);
-  grids.any_remainder |= zero != taken;
-  return taken;
-}
-
-void clear_grids(std::int64_t count, RowGrids& grids) {
-  grids.any_remainder = false;
-  for (std::int64_t j = count; j < kKeys; ++j) grids.scales[j] = grids.remainders[j] = 0.0f;
-}
-
 // `count` rows to words [rounded, padded], the rest of them 0.
 BDQ_VECTOR void unpack_words(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, std::int64_t rounded,
-                             RowGrids& grids, Half* words, std::uint8_t* scratch) {
+                             const std::int32_t* zeros, Half* words, std::uint8_t* scratch) {
   const __m512i table = small_halves();
   const std::int64_t padded = round_up(D, kDepth);
-  clear_grids(count, grids);
-  for (std::int64_t j = 0; j < count; ++j, rows += row_bytes) {
-    const int zero = take_grid(rows + row_bytes - 4, bits, j, grids);
-    unpack_row(rows, D, bits, zero, table, words + j * padded, kDepth, scratch);
+  for (std::int64_t j = 0; j < count; ++j) {
+    unpack_row(rows + j * row_bytes, D, bits, _mm512_set1_epi32(zeros[j]), table, words + j * padded, kDepth, scratch);
   }
   memset(words + count * padded, 0, static_cast<std::size_t>((rounded - count) * padded) * sizeof(Half));
 }
@@ -81,19 +90,45 @@ BDQ_VECTOR void unpack_words(const std::uint8_t* rows, std::int64_t row_bytes, s
 BDQ_VECTOR void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* keys,
                             RowGrids& grids, std::uint8_t* scratch) {
   const __m512i table = small_halves();
-  clear_grids(count, grids);
-  for (std::int64_t j = 0; j < count; ++j, rows += row_bytes) {
-    const int zero = take_grid(rows + row_bytes - 4, bits, j, grids);
-    unpack_row(rows, D, bits, zero, table, keys + j / kRows * kTile + j % kRows * kDepth, kKeyTiles * kTile, scratch);
+  alignas(64) std::int32_t zeros[kKeys];
+  take_grids(rows, row_bytes, bits, count, grids, zeros);
+  for (std::int64_t j = 0; j < count; ++j) {
+    Half* to = keys + j / kRows * kTile + j % kRows * kDepth;
+    unpack_row(rows + j * row_bytes, D, bits, _mm512_set1_epi32(zeros[j]), table, to, kKeyTiles * kTile, scratch);
+  }
+  for (std::int64_t j = count; j < round_up(count, kRows); ++j) {
+    Half* to = keys + j / kRows * kTile + j % kRows * kDepth;
+    for (std::int64_t d = 0; d < D; d += kDepth, to += kKeyTiles * kTile) _mm512_storeu_si512(to, _mm512_setzero_si512());
   }
 }
 
 BDQ_VECTOR void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
                                    RowGrids& grids, Half* words, std::uint8_t* scratch) {
+  const __m512i table = small_halves();
   const std::int64_t padded = round_up(D, kDepth), rounded = round_up(count, kDepth);
-  unpack_words(rows, row_bytes, D, bits, count, rounded, grids, words, scratch);
-  for (std::int64_t j = 0; j < rounded; j += 2) {
-    Half* to = values + j / kDepth * 2 * padded / kDepth * kTile + j % kDepth / 2 * kDepth;
+  alignas(64) std::int32_t zeros[kKeys];
+  take_grids(rows, row_bytes, bits, count, grids, zeros);
+  std::int64_t j = 0;
+  for (; whole_nibbles(D, bits) && j + 2 <= count; j += 2) {
+    const std::uint8_t* row = rows + j * row_bytes;
+    const __m512i zero = _mm512_set1_epi32(zeros[j]), next_zero = _mm512_set1_epi32(zeros[j + 1]);
+    Half* to = values + j / kDepth * kDepth * padded + j % kDepth / 2 * kDepth;
+    for (std::int64_t i = 0; i < D / 2; i += kDepth) {
+      __m512i low, high, next_low, next_high;
+      take_nibbles(row + i, zero, table, low, high);
+      take_nibbles(row + row_bytes + i, next_zero, table, next_low, next_high);
+      Half* tile = to + 2 * i / kDepth * kTile;
+      _mm512_storeu_si512(tile, _mm512_unpacklo_epi16(low, next_low));
+      _mm512_storeu_si512(tile + kTile, _mm512_unpackhi_epi16(low, next_low));
+      tile += D / kDepth * kTile;
+      _mm512_storeu_si512(tile, _mm512_unpacklo_epi16(high, next_high));
+      _mm512_storeu_si512(tile + kTile, _mm512_unpackhi_epi16(high, next_high));
+    }
+  }
+  // Rows of other widths, the last of an odd number, and zeros.
+  unpack_words(rows + j * row_bytes, row_bytes, D, bits, count - j, rounded - j, zeros + j, words + j * padded, scratch);
+  for (; j < rounded; j += 2) {
+    Half* to = values + j / kDepth * kDepth * padded + j % kDepth / 2 * kDepth;
     for (std::int64_t d = 0; d < D; d += kDepth, to += 2 * kTile) {
       const __m512i a = _mm512_loadu_si512(words + j * padded + d), b = _mm512_loadu_si512(words + (j + 1) * padded + d);
       _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
@@ -105,7 +140,9 @@ BDQ_VECTOR void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_by
 BDQ_VECTOR void unpack_values(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
                               RowGrids& grids, Half* words, std::uint8_t* scratch) {
   const std::int64_t padded = round_up(D, kDepth), rounded = round_up(count, kDepth);
-  unpack_words(rows, row_bytes, D, bits, count, rounded, grids, words, scratch);
+  alignas(64) std::int32_t zeros[kKeys];
+  take_grids(rows, row_bytes, bits, count, grids, zeros);
+  unpack_words(rows, row_bytes, D, bits, count, rounded, zeros, words, scratch);
   // 32 keys x 32 channels at a time: pairs of keys side by side, then pairs and channels change places.
   for (std::int64_t j = 0; j < rounded; j += kDepth) {
     for (std::int64_t d = 0; d < D; d += kDepth) {

@@ -13,6 +13,8 @@ struct RowGrids {
   bool any_remainder;
 };
 
+// Rows up to the end of the last tile that is begun are 0.
+//
 // `count` rows of `row_bytes` to keys [chunks, kKeyTiles, kTile]: row j is row j % 16 of tile j / 16. scratch [chunks * 32] bytes.
 void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* keys, RowGrids& grids,
                  std::uint8_t* scratch);

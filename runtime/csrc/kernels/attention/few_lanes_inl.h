@@ -94,7 +94,7 @@ BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const Fe
   dot_codes<kLanes>(lanes.queries + n * padded, padded, lanes.keys, count, lanes.weights + n * kKeys);
   for (int i = 0; i < kLanes; ++i) {
     const Seen seen(problem, past, block.first + n + i);
-    softmax_row(problem, lanes.grids, seen, key, lanes.totals[n + i], lanes.weights + (n + i) * kKeys, partial, n + i, keep + i, offset + i);
+    softmax_row<kKeys>(problem, lanes.grids, seen, key, count, lanes.totals[n + i], lanes.weights + (n + i) * kKeys, partial, n + i, keep + i, offset + i);
   }
   add_codes<kLanes>(lanes.weights + n * kKeys, keep, offset, lanes.values, padded, count, lanes.o + n * padded);
 }

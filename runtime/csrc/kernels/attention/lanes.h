@@ -55,15 +55,15 @@ struct Factors {
 
 // Scales of the keys and values of one step, and what zero points take from their codes.
 struct StepGrids {
-  float *key_scales, *key_zeros, *value_scales, *value_zeros;  // [kKeys]
+  float *key_scales, *key_zeros, *value_scales, *value_zeros;  // one a key
 };
 
-inline StepGrids take_grids(Carver& carver) {
+inline StepGrids take_grids(Carver& carver, std::int64_t keys = kKeys) {
   StepGrids grids;
-  grids.key_scales = carver.take<float>(kKeys);
-  grids.key_zeros = carver.take<float>(kKeys);
-  grids.value_scales = carver.take<float>(kKeys);
-  grids.value_zeros = carver.take<float>(kKeys);
+  grids.key_scales = carver.take<float>(keys);
+  grids.key_zeros = carver.take<float>(keys);
+  grids.value_scales = carver.take<float>(keys);
+  grids.value_zeros = carver.take<float>(keys);
   return grids;
 }
 
