@@ -30,15 +30,17 @@ struct PairDot {
     __builtin_memcpy(&four, a, 4);
     return _mm256_set1_epi32(four);
   }
-  template <int bits> static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
+  template <int bits> BDQ_INLINE static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
     if constexpr (bits == 8) {
-      for (int i = 0; i < 8; i += 2) {
-        acc = dot<true>(acc, w[i], quad(a + 4 * i));
-        other = dot<true>(other, w[i + 1], quad(a + 4 * i + 4));
-      }
+      each<4>([&](auto i) BDQ_INLINE {
+        acc = dot<true>(acc, w[2 * i.value], quad(a + 8 * i.value));
+        other = dot<true>(other, w[2 * i.value + 1], quad(a + 8 * i.value + 4));
+      });
     } else {  // a pair is at most 15 * 128 * 2 here, so 8 of them fit 16 bits
       __m256i pairs = _mm256_maddubs_epi16(w[0], quad(a));
-      for (int i = 1; i < 8; ++i) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[i], quad(a + 4 * i)));
+      each<7>([&](auto i) BDQ_INLINE {
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[i.value + 1], quad(a + 4 * i.value + 4)));
+      });
       acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
   }

@@ -15,14 +15,13 @@ namespace {
 
 struct VnniDot {
   template <bool wide> static __m256i dot(__m256i acc, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
-  template <int bits> static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
+  template <int bits> BDQ_INLINE static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
+    each<8>([&](auto i) BDQ_INLINE {
       std::int32_t four;
-      __builtin_memcpy(&four, a + 4 * i, 4);
-      __m256i& to = i % 2 == 0 ? acc : other;
-      to = _mm256_dpbusd_avx_epi32(to, w[i], _mm256_set1_epi32(four));
-    }
+      __builtin_memcpy(&four, a + 4 * i.value, 4);
+      __m256i& to = i.value % 2 == 0 ? acc : other;
+      to = _mm256_dpbusd_avx_epi32(to, w[i.value], _mm256_set1_epi32(four));
+    });
   }
 };
 

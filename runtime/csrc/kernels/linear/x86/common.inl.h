@@ -7,6 +7,21 @@ template <int n> struct Count {
   static constexpr int value = n;
 };
 
+#define BDQ_INLINE __attribute__((always_inline))
+
+// f(Count<0>{}), ..., f(Count<n - 1>{}): an array indexed by them is registers. gcc unrolls loops too late for that.
+template <int n, int i = 0, class F> BDQ_INLINE inline void each(const F& f) {
+  if constexpr (i < n) {
+    f(Count<i>{});
+    each<n, i + 1>(f);
+  }
+}
+
+// f(i, v) for all i below n and v below m.
+template <int n, int m, class F> BDQ_INLINE inline void each_pair(const F& f) {
+  each<n>([&](auto i) BDQ_INLINE { each<m>([&](auto v) BDQ_INLINE { f(i, v); }); });
+}
+
 #include "decode.inl.h"
 #include "finish.inl.h"
 #include "gemm.inl.h"

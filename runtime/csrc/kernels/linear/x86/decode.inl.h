@@ -14,24 +14,21 @@ inline const std::uint8_t* step_high_bytes(const std::uint8_t* panel, std::int64
 }
 
 // Codes of step s; `panel` is moved by 32 bytes for the upper lanes of 256-bit vectors.
-template <class V, int bits> inline void decode(const std::uint8_t* panel, std::int64_t s, typename V::I (&w)[8]) {
+template <class V, int bits> BDQ_INLINE inline void decode(const std::uint8_t* panel, std::int64_t s, typename V::I (&w)[8]) {
   const std::uint8_t* p = step_bytes<bits>(panel, s);
   if constexpr (bits == 8) {
-    for (int i = 0; i < 8; ++i) w[i] = V::load(p + 64 * i);
+    each<8>([&](auto i) BDQ_INLINE { w[i.value] = V::load(p + 64 * i.value); });
   } else if constexpr (bits == 4) {
-    for (int i = 0; i < 4; ++i) {
-      const auto b = V::load(p + 64 * i);
-      w[2 * i] = V::template field<0>(b, 15);
-      w[2 * i + 1] = V::template field<4>(b, 15);
-    }
+    each<4>([&](auto i) BDQ_INLINE {
+      const auto b = V::load(p + 64 * i.value);
+      w[2 * i.value] = V::template field<0>(b, 15);
+      w[2 * i.value + 1] = V::template field<4>(b, 15);
+    });
   } else if constexpr (bits == 2) {
-    for (int i = 0; i < 2; ++i) {
-      const auto b = V::load(p + 64 * i);
-      w[4 * i] = V::template field<0>(b, 3);
-      w[4 * i + 1] = V::template field<2>(b, 3);
-      w[4 * i + 2] = V::template field<4>(b, 3);
-      w[4 * i + 3] = V::template field<6>(b, 3);
-    }
+    each<2>([&](auto i) BDQ_INLINE {
+      const auto b = V::load(p + 64 * i.value);
+      each<4>([&](auto t) BDQ_INLINE { w[4 * i.value + t.value] = V::template field<2 * t.value>(b, 3); });
+    });
   } else {
     const auto high = V::load(step_high_bytes(panel, s)), low0 = V::load(p), low1 = V::load(p + 64);
     w[0] = V::merge(low0, 3, V::template shift16<-2>(high), 7);

@@ -16,9 +16,9 @@ template <class V> inline typename V::F exponential(typename V::F x) {
 }
 
 // act(g): g / (1 + exp(-t)), t = g or 2 sqrt(2 / pi) (g + 0.044715 g^3), which is 0.5 g (1 + tanh(t / 2)) without its cancellation.
-template <class V> inline typename V::F activated(Gate gate, typename V::F g) {
+template <class V, Gate gate> inline typename V::F activated(typename V::F g) {
   auto t = g;
-  if (gate == Gate::kGeluTanh) {
+  if constexpr (gate == Gate::kGeluTanh) {
     const auto cubic = V::fmadd(V::mul_f(V::mul_f(g, g), g), V::all_f(0.044715f), g);
     t = V::mul_f(cubic, V::all_f(1.5957691216f));
   }
@@ -28,8 +28,8 @@ template <class V> inline typename V::F activated(Gate gate, typename V::F g) {
 
 // What one group of two panels needs beside its accumulators.
 struct Group {
-  alignas(64) float scales[32];  // of its output channels; per channel only
-  alignas(64) float bias[32];
+  alignas(64) float scales[32] = {};  // of its output channels; per channel only
+  alignas(64) float bias[32] = {};
 };
 
 template <class V> void load_group(const Multiplication& m, std::int64_t group, Group* to) {
@@ -47,55 +47,79 @@ template <class V> void load_group(const Multiplication& m, std::int64_t group, 
   }
 }
 
-// One row of a group. accumulators [32]: int32 per channel, else float.
-template <class V>
-inline void finish_row(const Multiplication& m, const Group& group, std::int64_t first, std::int64_t row, const void* accumulators) {
-  constexpr int kVectors = 32 / V::kWidth;
-  const auto* floats = static_cast<const float*>(accumulators);
-  const bool per_channel = m.spec.block_size == 0;
-  typename V::F y[kVectors];
-  if (m.spec.activation_bits != 16) {
-    const auto scale = V::all_f(m.a.scales[row]);
-    if (per_channel) {
-      const auto offset = V::all32(m.a.offsets[row]);
-      for (int v = 0; v < kVectors; ++v) {
-        const auto sum = V::add32(V::load(floats + v * V::kWidth), offset);
-        y[v] = V::mul_f(V::mul_f(V::to_f(sum), scale), V::load_f(group.scales + v * V::kWidth));
-      }
+// What accumulators hold: int32 sums over all columns, or float sums of scaled blocks; of codes, or of floats.
+enum class Sums { kCodes, kCodeBlocks, kFloats, kFloatBlocks };
+
+inline Sums sums_of(const LinearSpec& spec) {
+  if (spec.activation_bits == 16) return spec.block_size == 0 ? Sums::kFloats : Sums::kFloatBlocks;
+  return spec.block_size == 0 ? Sums::kCodes : Sums::kCodeBlocks;
+}
+
+template <class V, Sums sums>
+inline typename V::F finished(const std::int32_t* at, typename V::I offset, typename V::F row_scale, typename V::F scale) {
+  if constexpr (sums == Sums::kCodes) return V::mul_f(V::mul_f(V::to_f(V::add32(V::load(at), offset)), row_scale), scale);
+  const auto sum = V::load_f(reinterpret_cast<const float*>(at));
+  if constexpr (sums == Sums::kCodeBlocks) return V::mul_f(sum, row_scale);
+  return sums == Sums::kFloats ? V::mul_f(sum, scale) : sum;
+}
+
+// Rows [begin, end) of a group, whose accumulators are 32 apart. Everything is copied to locals: a vector that is stored may alias
+// anything.
+template <class V, Sums sums, Gate gate>
+void finish_rows(const Multiplication& m, const Group& of, std::int64_t group, std::int64_t begin, std::int64_t end,
+                 const std::int32_t* accumulators) {
+  constexpr int kVectors = 32 / V::kWidth, kOutputs = gate == Gate::kNone ? 32 : 16, kOut = kOutputs / V::kWidth;
+  constexpr bool codes = sums == Sums::kCodes || sums == Sums::kCodeBlocks;
+  const std::int64_t first = group * kOutputs, N = m.spec.N, left = N - first;
+  const bool biased = m.bias != nullptr;
+  const float* row_scales = codes ? m.a.scales : nullptr;
+  const std::int32_t* offsets = sums == Sums::kCodes ? m.a.offsets : nullptr;
+  typename V::F scales[kVectors], bias[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    scales[v] = V::load_f(of.scales + v * V::kWidth);
+    bias[v] = V::load_f(of.bias + v * V::kWidth);
+  }
+  float* y = m.y + begin * N + first;
+  for (std::int64_t row = begin; row < end; ++row, accumulators += 32, y += N) {
+    const auto row_scale = codes ? V::all_f(row_scales[row]) : V::zero_f();
+    const auto offset = sums == Sums::kCodes ? V::all32(offsets[row]) : V::zero();
+    typename V::F values[kVectors];
+    for (int v = 0; v < kVectors; ++v) values[v] = finished<V, sums>(accumulators + v * V::kWidth, offset, row_scale, scales[v]);
+    if (biased) {
+      for (int v = 0; v < kVectors; ++v) values[v] = V::add_f(values[v], bias[v]);
+    }
+    if constexpr (gate != Gate::kNone) {
+      for (int v = 0; v < kOut; ++v) values[v] = V::mul_f(activated<V, gate>(values[v]), values[v + kOut]);
+    }
+    if (left >= kOutputs) {
+      for (int v = 0; v < kOut; ++v) V::store_f(y + v * V::kWidth, values[v]);
     } else {
-      for (int v = 0; v < kVectors; ++v) y[v] = V::mul_f(V::load_f(floats + v * V::kWidth), scale);
+      alignas(64) float all[32];
+      for (int v = 0; v < kOut; ++v) V::store_f(all + v * V::kWidth, values[v]);
+      __builtin_memcpy(y, all, static_cast<std::size_t>(left) * sizeof(float));
     }
-  } else {
-    for (int v = 0; v < kVectors; ++v) {
-      y[v] = V::load_f(floats + v * V::kWidth);
-      if (per_channel) y[v] = V::mul_f(y[v], V::load_f(group.scales + v * V::kWidth));
-    }
-  }
-  if (m.bias != nullptr) {
-    for (int v = 0; v < kVectors; ++v) y[v] = V::add_f(y[v], V::load_f(group.bias + v * V::kWidth));
-  }
-  int vectors = kVectors;
-  if (m.spec.gate != Gate::kNone) {
-    vectors = kVectors / 2;
-    for (int v = 0; v < kVectors / 2; ++v) y[v] = V::mul_f(activated<V>(m.spec.gate, y[v]), y[v + kVectors / 2]);
-  }
-  float* to = m.y + row * m.spec.N + first;
-  const std::int64_t left = m.spec.N - first;
-  if (left >= vectors * V::kWidth) {
-    for (int v = 0; v < vectors; ++v) V::store_f(to + v * V::kWidth, y[v]);
-  } else {
-    alignas(64) float all[32];
-    for (int v = 0; v < vectors; ++v) V::store_f(all + v * V::kWidth, y[v]);
-    __builtin_memcpy(to, all, static_cast<std::size_t>(left) * sizeof(float));
   }
 }
 
-// Rows [begin, end) of a group, whose accumulators are 32 apart.
+template <class V, Sums sums>
+void finish_rows(const Multiplication& m, const Group& of, std::int64_t group, std::int64_t begin, std::int64_t end,
+                 const std::int32_t* accumulators) {
+  switch (m.spec.gate) {
+    case Gate::kNone: return finish_rows<V, sums, Gate::kNone>(m, of, group, begin, end, accumulators);
+    case Gate::kSilu: return finish_rows<V, sums, Gate::kSilu>(m, of, group, begin, end, accumulators);
+    case Gate::kGeluTanh: return finish_rows<V, sums, Gate::kGeluTanh>(m, of, group, begin, end, accumulators);
+  }
+}
+
 template <class V>
 void finish_rows(const Multiplication& m, const Group& of, std::int64_t group, std::int64_t begin, std::int64_t end,
                  const std::int32_t* accumulators) {
-  const std::int64_t first = group * (m.spec.gate == Gate::kNone ? 2 * kLanes : kLanes);
-  for (std::int64_t row = begin; row < end; ++row) finish_row<V>(m, of, first, row, accumulators + (row - begin) * 32);
+  switch (sums_of(m.spec)) {
+    case Sums::kCodes: return finish_rows<V, Sums::kCodes>(m, of, group, begin, end, accumulators);
+    case Sums::kCodeBlocks: return finish_rows<V, Sums::kCodeBlocks>(m, of, group, begin, end, accumulators);
+    case Sums::kFloats: return finish_rows<V, Sums::kFloats>(m, of, group, begin, end, accumulators);
+    case Sums::kFloatBlocks: return finish_rows<V, Sums::kFloatBlocks>(m, of, group, begin, end, accumulators);
+  }
 }
 
 template <class V>

@@ -51,20 +51,20 @@ template <class V> void decode_part(const Multiplication& m, std::int64_t group,
 
 // `rows` rows (within one tile of kRowTile) by `vectors` vectors. D::dot<wide>(acc, w, a): one quad, a in each lane.
 template <class V, class D, int rows, int vectors, bool wide>
-inline void quads(typename V::I (&acc)[rows][vectors], const std::int8_t* a, const std::uint8_t* w, std::int64_t stride, int count) {
-#pragma GCC unroll 8
-  for (int q = 0; q < count; ++q) {
+BDQ_INLINE inline void quads(typename V::I (&acc)[rows][vectors], const std::int8_t* a, const std::uint8_t* w, std::int64_t stride,
+                             int count) {
+#pragma GCC unroll 4
+  for (int q = 0; q < count; ++q, a += 4, w += 64) {
     typename V::I codes[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) codes[v] = V::load(w + v * stride + q * 64);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
+    each<vectors>([&](auto v) BDQ_INLINE { codes[v.value] = V::load(w + v.value * stride); });
+    each<rows>([&](auto i) BDQ_INLINE {
       std::int32_t four;
-      __builtin_memcpy(&four, a + i * kChunk + q * 4, 4);
+      __builtin_memcpy(&four, a + i.value * kChunk, 4);
       const typename V::I all = V::all32(four);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) acc[i][v] = D::template dot<wide>(acc[i][v], codes[v], all);
-    }
+      each<vectors>([&](auto v) BDQ_INLINE {
+        acc[i.value][v.value] = D::template dot<wide>(acc[i.value][v.value], codes[v.value], all);
+      });
+    });
   }
 }
 
@@ -72,41 +72,39 @@ template <class V, class D, int rows, int vectors, bool wide>
 void tile_channels(const Multiplication& m, const Part& part, std::int64_t row, const std::uint8_t* w, std::int64_t stride,
                    std::int64_t out_stride, std::int32_t* out) {
   typename V::I acc[rows][vectors];
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) acc[i][v] = part.start ? V::zero() : V::load(out + i * 32 + v * out_stride);
-  }
+  each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
+    acc[i.value][v.value] = part.start ? V::zero() : V::load(out + i.value * 32 + v.value * out_stride);
+  });
   const std::int8_t* a = m.codes(row) + part.first * kRowTile * kChunk;
-  for (std::int64_t c = 0; c < part.chunks; ++c) quads<V, D, rows, vectors, wide>(acc, a + c * kRowTile * kChunk, w + c * 1024, stride, 16);
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) V::store(out + i * 32 + v * out_stride, acc[i][v]);
-  }
+  const std::int64_t chunks = part.chunks;
+  for (std::int64_t c = 0; c < chunks; ++c) quads<V, D, rows, vectors, wide>(acc, a + c * kRowTile * kChunk, w + c * 1024, stride, 16);
+  each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
+    V::store(out + i.value * 32 + v.value * out_stride, acc[i.value][v.value]);
+  });
 }
 
 template <class V, class D, int rows, int vectors, bool wide>
 void tile_blocks(const Multiplication& m, const Part& part, std::int64_t row, const std::uint8_t* w, std::int64_t stride,
                  std::int64_t out_stride, std::int32_t* out) {
-  const std::int64_t each = m.spec.block_size / kStep, steps = 2 * part.chunks;
-  const std::int32_t* offsets = m.a.offsets + row * m.sum_count + part.first * kChunk / m.spec.block_size;
+  const std::int64_t steps_each = m.spec.block_size / kStep, steps = 2 * part.chunks, sum_count = m.sum_count;
+  const std::int64_t skipped = part.first * kChunk / m.spec.block_size, blocks = sum_count - skipped;
+  const std::int32_t* offsets = m.a.offsets + row * sum_count + skipped;
   const std::int8_t* a = m.codes(row) + part.first * kRowTile * kChunk;
   auto* sums = reinterpret_cast<float*>(out);
-  const float* scales = part.scales + (w - part.codes) % 1024 / 4 + (w - part.codes) / (part.chunks * 1024) * kLanes;
-  const std::int64_t blocks = m.sum_count - part.first * kChunk / m.spec.block_size;
-  for (std::int64_t b = 0; b < blocks && b * each < steps; ++b) {
+  const float* scales = part.scales + (w - part.codes) / (part.chunks * 1024) * kLanes;
+  bool start = part.start;
+  for (std::int64_t b = 0; b < blocks && b * steps_each < steps; ++b, start = false) {
     typename V::I acc[rows][vectors];
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < vectors; ++v) acc[i][v] = V::all32(offsets[i * m.sum_count + b]);
-    }
-    const std::int64_t end = (b + 1) * each < steps ? (b + 1) * each : steps;
-    for (std::int64_t s = b * each; s < end; ++s) {
+    each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE { acc[i.value][v.value] = V::all32(offsets[i.value * sum_count + b]); });
+    const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
+    for (std::int64_t s = b * steps_each; s < end; ++s) {
       quads<V, D, rows, vectors, wide>(acc, a + s / 2 * kRowTile * kChunk + s % 2 * kStep, w + s * 512, stride, 8);
     }
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < vectors; ++v) {
-        float* sum = sums + i * 32 + v * out_stride;
-        const auto before = part.start && b == 0 ? V::zero_f() : V::load_f(sum);
-        V::store_f(sum, V::fmadd(V::to_f(acc[i][v]), V::load_f(scales + b * 32 + v * out_stride), before));
-      }
-    }
+    each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
+      float* sum = sums + i.value * 32 + v.value * out_stride;
+      const auto before = start ? V::zero_f() : V::load_f(sum);
+      V::store_f(sum, V::fmadd(V::to_f(acc[i.value][v.value]), V::load_f(scales + b * 32 + v.value * out_stride), before));
+    });
   }
 }
 

@@ -16,49 +16,45 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
   const std::int64_t steps = m.sizes.chunks * 2, row_bytes = m.padded_K();
   const std::int64_t steps_each = blocks ? m.spec.block_size / kStep : steps;
   const int shift = m.spec.odd_grid ? 1 : 0;
+  const std::int8_t* codes = m.a.codes;
+  const std::int64_t blocks_count = m.sizes.blocks, sum_count = m.sum_count;
   F sum[rows][kVectors];
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = V::zero_f();
-  }
+  each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE { sum[i.value][v.value] = V::zero_f(); });
   std::int64_t s = 0;
-  for (std::int64_t b = 0; b < m.sizes.blocks; ++b) {
+  for (std::int64_t b = 0; b < blocks_count; ++b) {
     I acc[rows][kVectors], other[rows][kVectors];
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = other[i][v] = V::zero();
-    }
+    each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE {
+      acc[i.value][v.value] = other[i.value][v.value] = V::zero();
+    });
     const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
     for (; s < end; ++s) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
+      each<kVectors>([&](auto v) BDQ_INLINE {
         I w[8];
-        decode<V, bits>(weight[v], s, w);
-        if (v % kParts == 0) {
-          for (int line = 0; line < bits; ++line) {
-            _mm_prefetch(reinterpret_cast<const char*>(weight[v] + s * 64 * bits + 64 * line + kPrefetch), _MM_HINT_T0);
-          }
+        decode<V, bits>(weight[v.value], s, w);
+        if constexpr (v.value % kParts == 0) {
+          each<bits>([&](auto line) BDQ_INLINE {
+            _mm_prefetch(reinterpret_cast<const char*>(weight[v.value] + s * 64 * bits + 64 * line.value + kPrefetch), _MM_HINT_T0);
+          });
         }
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; ++i) D::template dot8<bits>(acc[i][v], other[i][v], w, m.a.codes + i * row_bytes + s * kStep);
-      }
+        each<rows>([&](auto i) BDQ_INLINE {
+          D::template dot8<bits>(acc[i.value][v.value], other[i.value][v.value], w, codes + i.value * row_bytes + s * kStep);
+        });
+      });
     }
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        const I both = V::add32(acc[i][v], other[i][v]);
-        if constexpr (blocks) {
-          const I exact = V::add32(V::left32(both, shift), V::all32(m.a.offsets[i * m.sum_count + b]));
-          sum[i][v] = V::fmadd(V::to_f(exact), V::half(scales[v] + b * kLanes), sum[i][v]);
-        } else {
-          V::store(out + i * panels * kLanes + v * V::kWidth, V::left32(both, shift));
-        }
+    each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE {
+      const I both = V::left32(V::add32(acc[i.value][v.value], other[i.value][v.value]), shift);
+      if constexpr (blocks) {
+        const I exact = V::add32(both, V::all32(m.a.offsets[i.value * sum_count + b]));
+        sum[i.value][v.value] = V::fmadd(V::to_f(exact), V::half(scales[v.value] + b * kLanes), sum[i.value][v.value]);
+      } else {
+        V::store(out + i.value * panels * kLanes + v.value * V::kWidth, both);
       }
-    }
+    });
   }
   if constexpr (blocks) {
-    for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        V::store_f(reinterpret_cast<float*>(out) + i * panels * kLanes + v * V::kWidth, sum[i][v]);
-      }
-    }
+    each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE {
+      V::store_f(reinterpret_cast<float*>(out) + i.value * panels * kLanes + v.value * V::kWidth, sum[i.value][v.value]);
+    });
   }
 }
 

@@ -12,16 +12,15 @@ template <class V> struct Centre {
 
 inline float grid_step(const Multiplication& m) { return m.spec.odd_grid ? 2.0f : 1.0f; }
 
-template <class V, int rows, int vectors>
-inline void add_quad(typename V::F (&acc)[rows][vectors], int v, const Centre<V>& centre, typename V::I w, const float* const (&x)[rows],
-                     std::int64_t k) {
+// To sum v of each row: one quad.
+template <class V, int v, int rows, int vectors>
+BDQ_INLINE inline void add_quad(typename V::F (&acc)[rows][vectors], const Centre<V>& centre, typename V::I w,
+                                const float* const (&x)[rows], std::int64_t k) {
   const typename V::F value[4] = {centre.template value<0>(w), centre.template value<1>(w), centre.template value<2>(w),
                                   centre.template value<3>(w)};
-#pragma GCC unroll 4
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) acc[i][v] = V::fmadd(V::all_f(x[i][k + j]), value[j], acc[i][v]);
-  }
+  each_pair<rows, 4>([&](auto i, auto j) BDQ_INLINE {
+    acc[i.value][v] = V::fmadd(V::all_f(x[i.value][k + j.value]), value[j.value], acc[i.value][v]);
+  });
 }
 
 template <class V, int bits, int rows> void real_few_group(const Multiplication& m, std::int64_t group, float* out) {
@@ -29,7 +28,8 @@ template <class V, int bits, int rows> void real_few_group(const Multiplication&
   const Centre<V> centre(m);
   const auto step = V::all_f(grid_step(m));
   const bool blocks = m.spec.block_size != 0;
-  const std::int64_t steps = 2 * m.sizes.chunks, each = blocks ? m.spec.block_size / kStep : steps;
+  const std::int64_t steps = 2 * m.sizes.chunks;
+  const std::int64_t steps_each = blocks ? m.spec.block_size / kStep : steps;
   const float* x[rows];
   for (int i = 0; i < rows; ++i) x[i] = m.a.floats + i * m.a.float_stride;
   for (int half = 0; half < kVectors; ++half) {
@@ -38,27 +38,26 @@ template <class V, int bits, int rows> void real_few_group(const Multiplication&
     const std::uint8_t* weight = m.weight + panel * m.panel_bytes() + half % kParts * 32;
     const std::uint16_t* scales = m.scales + panel * m.sizes.blocks * kLanes + half % kParts * V::kWidth;
     typename V::F sum[rows];
-    for (int i = 0; i < rows; ++i) sum[i] = V::zero_f();
+    each<rows>([&](auto i) BDQ_INLINE { sum[i.value] = V::zero_f(); });
     std::int64_t s = 0;
     for (std::int64_t b = 0; b < m.sizes.blocks; ++b) {
       typename V::F acc[rows][4];
-      for (int i = 0; i < rows; ++i) {
-        for (int q = 0; q < 4; ++q) acc[i][q] = V::zero_f();
-      }
-      const std::int64_t end = (b + 1) * each < steps ? (b + 1) * each : steps;
+      each_pair<rows, 4>([&](auto i, auto q) BDQ_INLINE { acc[i.value][q.value] = V::zero_f(); });
+      const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
       for (; s < end; ++s) {
         typename V::I w[8];
         decode<V, bits>(weight, s, w);
         _mm_prefetch(reinterpret_cast<const char*>(weight + s * 64 * bits + kPrefetch), _MM_HINT_T0);
-#pragma GCC unroll 8
-        for (int q = 0; q < 8; ++q) add_quad<V, rows, 4>(acc, q % 4, centre, w[q], x, s * kStep + q * 4);
+        each<8>([&](auto q) BDQ_INLINE { add_quad<V, q.value % 4, rows, 4>(acc, centre, w[q.value], x, s * kStep + q.value * 4); });
       }
-      for (int i = 0; i < rows; ++i) {
-        const auto part = V::add_f(V::add_f(acc[i][0], acc[i][1]), V::add_f(acc[i][2], acc[i][3]));
-        sum[i] = blocks ? V::fmadd(part, V::mul_f(V::half(scales + b * kLanes), step), sum[i]) : V::mul_f(part, step);
-      }
+      each<rows>([&](auto i) BDQ_INLINE {
+        auto& one = acc[i.value];
+        const auto part = V::add_f(V::add_f(one[0], one[1]), V::add_f(one[2], one[3]));
+        const auto scale = blocks ? V::mul_f(V::half(scales + b * kLanes), step) : step;
+        sum[i.value] = V::fmadd(part, scale, sum[i.value]);
+      });
     }
-    for (int i = 0; i < rows; ++i) V::store_f(out + i * 32 + half * V::kWidth, sum[i]);
+    each<rows>([&](auto i) BDQ_INLINE { V::store_f(out + i.value * 32 + half * V::kWidth, sum[i.value]); });
   }
 }
 
@@ -102,23 +101,24 @@ template <class V, int rows>
 void real_tile(const Multiplication& m, const Part& part, const float* w, std::int64_t row, std::int64_t column, float* out) {
   constexpr int kVectors = 2;
   typename V::F acc[rows][kVectors];
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = part.start ? V::zero_f() : V::load_f(out + i * 32 + v * V::kWidth);
-  }
-  const float* x = m.a.floats + row * m.a.float_stride + part.first * kChunk;
-  for (std::int64_t k = 0; k < part.chunks * kChunk; ++k) {
-    typename V::F values[kVectors];
-    for (int v = 0; v < kVectors; ++v) values[v] = V::load_f(w + k * 32 + column + v * V::kWidth);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
-      const auto one = V::all_f(x[i * m.a.float_stride + k]);
+  each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE {
+    acc[i.value][v.value] = part.start ? V::zero_f() : V::load_f(out + i.value * 32 + v.value * V::kWidth);
+  });
+  const std::int64_t stride = m.a.float_stride, columns = part.chunks * kChunk;
+  const float* x = m.a.floats + row * stride + part.first * kChunk;
+  w += column;
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = V::fmadd(one, values[v], acc[i][v]);
-    }
+  for (std::int64_t k = 0; k < columns; ++k, w += 32) {
+    typename V::F values[kVectors];
+    each<kVectors>([&](auto v) BDQ_INLINE { values[v.value] = V::load_f(w + v.value * V::kWidth); });
+    each<rows>([&](auto i) BDQ_INLINE {
+      const auto one = V::all_f(x[i.value * stride + k]);
+      each<kVectors>([&](auto v) BDQ_INLINE { acc[i.value][v.value] = V::fmadd(one, values[v.value], acc[i.value][v.value]); });
+    });
   }
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < kVectors; ++v) V::store_f(out + i * 32 + v * V::kWidth, acc[i][v]);
-  }
+  each_pair<rows, kVectors>([&](auto i, auto v) BDQ_INLINE {
+    V::store_f(out + i.value * 32 + v.value * V::kWidth, acc[i.value][v.value]);
+  });
 }
 
 template <class V>

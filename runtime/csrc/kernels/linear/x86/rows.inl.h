@@ -6,7 +6,10 @@ template <class V> float largest_magnitude(const float* x, std::int64_t K) {
   I most[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
   std::int64_t k = 0;
   for (; k + 4 * V::kWidth <= K; k += 4 * V::kWidth) {
-    for (int i = 0; i < 4; ++i) most[i] = V::max32(most[i], V::both(V::load(x + k + i * V::kWidth), magnitude));
+    for (int i = 0; i < 4; ++i) {
+      most[i] = V::max32(most[i], V::both(V::load(x + k + i * V::kWidth), magnitude));
+      _mm_prefetch(reinterpret_cast<const char*>(x + k + i * V::kWidth + K), _MM_HINT_T0);  // the next row
+    }
   }
   for (; k + V::kWidth <= K; k += V::kWidth) most[0] = V::max32(most[0], V::both(V::load(x + k), magnitude));
   if (k < K) {

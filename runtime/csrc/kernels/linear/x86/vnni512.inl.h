@@ -2,13 +2,12 @@
 
 struct VnniDot {
   template <bool wide> static __m512i dot(__m512i acc, __m512i w, __m512i a) { return _mm512_dpbusd_epi32(acc, w, a); }
-  template <int bits> static void dot8(__m512i& acc, __m512i& other, const __m512i (&w)[8], const std::int8_t* a) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
+  template <int bits> BDQ_INLINE static void dot8(__m512i& acc, __m512i& other, const __m512i (&w)[8], const std::int8_t* a) {
+    each<8>([&](auto i) BDQ_INLINE {
       std::int32_t four;
-      __builtin_memcpy(&four, a + 4 * i, 4);
-      __m512i& to = i % 2 == 0 ? acc : other;
-      to = _mm512_dpbusd_epi32(to, w[i], _mm512_set1_epi32(four));
-    }
+      __builtin_memcpy(&four, a + 4 * i.value, 4);
+      __m512i& to = i.value % 2 == 0 ? acc : other;
+      to = _mm512_dpbusd_epi32(to, w[i.value], _mm512_set1_epi32(four));
+    });
   }
 };
