@@ -1,6 +1,8 @@
 """Attention over a quantized KV cache (docs/ops.md, "Quantized-KV attention").
 
-With few nodes, since ONNX Runtime spends more on a node than on its numbers when it decodes.
+With few nodes, since ONNX Runtime spends more on a node than on its numbers when it decodes; and with operators whose
+output shape follows from their inputs (CumSum rather than Range, Gather rather than Slice), since it looks for a buffer
+to use again among all those whose shape it could not match before, which takes minutes in a model of many layers.
 """
 
 from __future__ import annotations
@@ -17,45 +19,55 @@ from bdq_passes.functions.hadamard import hadamard
 
 def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
     """`output`, `present_key`, `present_value` of any of the four attention operators, told apart by their inputs."""
-    query_key, value, tokens = _heads(body, inputs)
+    query_key, value = _heads(body, inputs)
     total = body.op("Cast", inputs["total_sequence_length"], to=ir.DataType.INT64)
-    positions = _positions(body, inputs["seqlens_k"], tokens, total)
+    positions = _positions(body, query_key, inputs["seqlens_k"], total)
     if "cos_cache" in inputs:
         query_key = _rotate(body, query_key, positions, inputs["cos_cache"], inputs["sin_cache"])
 
     def transformed(inner: Body, wanted: int) -> ir.Value:
-        return hadamard(inner, query_key, "head_size", axes=3) if wanted else inner.op("Identity", query_key)
+        if not wanted:
+            return inner.op("Identity", query_key)
+        return hadamard(inner, query_key, "head_size", inner.attribute("head_size"), axes=3)
 
     query_key = body.choose("hadamard", int, transformed)
     counts = body.shape(body.attribute("num_heads"), body.attribute("kv_num_heads"))
     query, key = body.ops("Split", query_key, counts, outputs=2, axis=2)
     rows = _rows(body, key, value)
     pasts = (inputs["past_key"], inputs["past_value"])
-    presents = _append(body, pasts, rows, positions, total)
-    keys, values = _dequantize(body, presents, total)
-    output = _attend(body, query, keys, values, _mask(body, positions, total))
+    presents = _append(body, pasts, rows, _places(body, inputs["seqlens_k"], positions), total)
+    numbers = body.op("Range", np.int64(0), total, np.int64(1))
+    keys, values = _dequantize(body, presents, numbers)
+    output = _attend(body, query, keys, values, _mask(body, positions, numbers))
     return output, *presents
 
 
-def _heads(body: Body, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Query and key heads `[B, S, num_heads + kv_num_heads, D]`, value heads `[B, S, kv_num_heads, D]`, and S."""
-    size, first = body.attribute("head_size"), inputs["qkv" if "qkv" in inputs else "query"]
-    tokens = body.op("Squeeze", body.op("Shape", first, start=1, end=2))
+def _heads(body: Body, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Query and key heads `[B, S, num_heads + kv_num_heads, D]`, value heads `[B, S, kv_num_heads, D]`."""
+    size = body.attribute("head_size")
     if "qkv" in inputs:
         kv = body.attribute("kv_num_heads")
         counts = body.shape(body.op("Add", body.attribute("num_heads"), kv), kv)
         query_key, value = body.ops("Split", body.reshape(inputs["qkv"], 0, 0, -1, size), counts, outputs=2, axis=2)
-        return query_key, value, tokens
+        return query_key, value
     query_key = body.op("Concat", inputs["query"], inputs["key"], axis=-1)
-    return body.reshape(query_key, 0, 0, -1, size), body.reshape(inputs["value"], 0, 0, -1, size), tokens
+    return body.reshape(query_key, 0, 0, -1, size), body.reshape(inputs["value"], 0, 0, -1, size)
 
 
-def _positions(body: Body, seqlens: ir.Value, tokens: ir.Value, total: ir.Value) -> ir.Value:
-    """Where the tokens of each row are: int64 `[B, S]`."""
-    last = body.op("Cast", body.op("Unsqueeze", seqlens, body.ints(1)), to=ir.DataType.INT64)
+def _positions(body: Body, heads: ir.Value, seqlens: ir.Value, total: ir.Value) -> ir.Value:
+    """Where the tokens `heads [B, S, ...]` are: int64 `[B, S, 1]`."""
+    tokens = body.op("Squeeze", body.op("Shape", heads, start=1, end=2))
+    last = body.op("Cast", body.op("Unsqueeze", seqlens, body.ints(1, 2)), to=ir.DataType.INT64)
     past = body.op("Sub", last, body.op("Sub", tokens, np.int64(1)))
     past = body.op("Where", body.op("Equal", tokens, total), np.int64(0), past)
-    return body.op("Add", past, body.op("Range", np.int64(0), tokens, np.int64(1)))
+    one_channel = body.op("Slice", heads, body.ints(0, 0), body.ints(1, 1), body.ints(2, 3))
+    return body.op("Add", past, _count(body, body.op("Squeeze", one_channel, body.ints(3)), 1))
+
+
+def _count(body: Body, x: ir.Value, axis: int) -> ir.Value:
+    """0, 1, ... along an axis: int64 in the shape of `x [..., 1]`, whatever is in it."""
+    zeros = body.op("ArgMax", x, axis=-1, keepdims=1)
+    return body.op("CumSum", body.op("Add", zeros, np.int64(1)), np.int64(axis), exclusive=1)
 
 
 def _rotate(body: Body, x: ir.Value, positions: ir.Value, cos_cache: ir.Value, sin_cache: ir.Value) -> ir.Value:
@@ -69,7 +81,7 @@ def _rotate(body: Body, x: ir.Value, positions: ir.Value, cos_cache: ir.Value, s
     one, zero = (body.op("ConstantOfShape", size, value=ir.tensor(np.array([fill], np.float32))) for fill in (1, 0))
     cos = body.op("Concat", cos_cache, cos_cache, one, axis=1)
     sin = body.op("Concat", body.op("Neg", sin_cache), sin_cache, zero, axis=1)
-    cos, sin = (body.op("Gather", body.op("Unsqueeze", table, body.ints(1)), positions, axis=0) for table in (cos, sin))
+    cos, sin = (body.op("Gather", table, positions, axis=0) for table in (cos, sin))  # [B, S, 1, D]
     first, second, last = body.ops("Split", x, body.op("Concat", half, half, rest, axis=0), outputs=3, axis=3)
     swapped = body.op("Concat", second, first, last, axis=3)
     return body.op("Add", body.op("Mul", x, cos), body.op("Mul", swapped, sin))
@@ -110,50 +122,45 @@ def _same_bits(body: Body) -> bool:
     return len(bits) == 1
 
 
+def _places(body: Body, seqlens: ir.Value, positions: ir.Value) -> ir.Value:
+    """Batch row, head and position in the cache of each new row: int64 `[B, kv_num_heads, S, 3]`."""
+    batch = _count(body, body.op("Unsqueeze", seqlens, body.ints(1)), 0)
+    batch = body.op("Mul", body.op("Unsqueeze", batch, body.ints(2, 3)), body.ints(1, 0, 0))
+    heads = body.op("Range", np.int64(0), body.attribute("kv_num_heads"), np.int64(1))
+    heads = body.op("Mul", body.reshape(heads, -1, 1, 1), body.ints(0, 1, 0))
+    position = body.op("Mul", body.op("Unsqueeze", positions, body.ints(1)), body.ints(0, 0, 1))
+    return body.op("Add", body.op("Add", batch, heads), position)
+
+
 def _append(
-    body: Body,
-    pasts: tuple[ir.Value, ir.Value],
-    rows: tuple[ir.Value, ir.Value],
-    positions: ir.Value,
-    total: ir.Value,
+    body: Body, pasts: Sequence[ir.Value], rows: Sequence[ir.Value], places: ir.Value, total: ir.Value
 ) -> list[ir.Value]:
     """Each `past [B, heads, positions, row]` with rows `[B, heads, S, row]` at their places, longer if the text is."""
-    zero, one = np.int64(0), np.int64(1)
     have = body.op("Shape", pasts[0], start=2, end=3)
     missing = body.op("Sub", body.op("Max", have, total), have)
     room = body.op("Concat", body.ints(0, 0, 0, 0, 0, 0), missing, body.ints(0), axis=0)
-    # [B, heads, S, 3]: batch row, head and position
-    batch = body.reshape(
-        body.op("Range", zero, body.op("Squeeze", body.op("Shape", positions, start=0, end=1)), one), -1, 1, 1, 1
-    )
-    heads = body.reshape(body.op("Range", zero, body.attribute("kv_num_heads"), one), -1, 1, 1)
-    place = body.op(
-        "Add",
-        body.op("Add", body.op("Mul", batch, body.ints(1, 0, 0)), body.op("Mul", heads, body.ints(0, 1, 0))),
-        body.op("Mul", body.op("Unsqueeze", positions, body.ints(1, 3)), body.ints(0, 0, 1)),
-    )
     return [
-        body.op("ScatterND", body.op("Pad", past, room, np.uint8(0)), place, new)
+        body.op("ScatterND", body.op("Pad", past, room, np.uint8(0)), places, new)
         for past, new in zip(pasts, rows, strict=True)
     ]
 
 
-def _dequantize(body: Body, presents: Sequence[ir.Value], total: ir.Value) -> Sequence[ir.Value]:
-    """Keys and values float32 `[B, kv_num_heads, 1, total, D]`."""
-    names = ("key_bits", "value_bits")
+def _dequantize(body: Body, presents: Sequence[ir.Value], numbers: ir.Value) -> Sequence[ir.Value]:
+    """Keys and values float32 `[B, kv_num_heads, 1, total, D]`; `numbers` are those of the positions."""
     if _same_bits(body):
-        both = dequantize_rows(body, body.cut(body.op("Concat", *presents, axis=1), 2, 0, total), "key_bits")
-        found = body.ops("Split", both, outputs=2, axis=1, num_outputs=2)
+        rows = body.op("Gather", body.op("Concat", *presents, axis=1), numbers, axis=2)
+        found = body.ops("Split", dequantize_rows(body, rows, "key_bits"), outputs=2, axis=1, num_outputs=2)
     else:
-        cuts = (body.cut(present, 2, 0, total) for present in presents)
-        found = [dequantize_rows(body, rows, name) for rows, name in zip(cuts, names, strict=True)]
+        found = [
+            dequantize_rows(body, body.op("Gather", present, numbers, axis=2), name)
+            for present, name in zip(presents, ("key_bits", "value_bits"), strict=True)
+        ]
     return [body.op("Unsqueeze", part, body.ints(2)) for part in found]
 
 
-def _mask(body: Body, positions: ir.Value, total: ir.Value) -> ir.Value:
+def _mask(body: Body, positions: ir.Value, keys: ir.Value) -> ir.Value:
     """What is added to scores `[B, kv_num_heads, G, S, keys]`: 0, or -inf where a token does not see a key."""
-    keys = body.op("Range", np.int64(0), total, np.int64(1))
-    at = body.op("Unsqueeze", positions, body.ints(1, 2, 4))
+    at = body.op("Unsqueeze", positions, body.ints(1, 2))
     seen = body.op("LessOrEqual", keys, at)
 
     def near(inner: Body, windowed: bool) -> ir.Value:
@@ -180,4 +187,5 @@ def _attend(body: Body, query: ir.Value, keys: ir.Value, values: ir.Value, mask:
 
     scores = body.choose("softcap", lambda cap: cap > 0, capped)
     found = body.op("MatMul", body.op("Softmax", body.op("Add", scores, mask), axis=-1), values)
-    return body.reshape(body.op("Transpose", found, perm=[0, 3, 1, 2, 4]), 0, 0, -1)
+    size = body.op("Mul", body.attribute("num_heads"), body.attribute("head_size"))
+    return body.reshape(body.op("Transpose", found, perm=[0, 3, 1, 2, 4]), 0, 0, size)

@@ -14,39 +14,37 @@ _STEPS = np.array([2.0 ** -min(24 - log, 20) for log in range(_LARGEST_LOG + 1)]
 _MINUS_ROOTS = np.array([-1 / np.sqrt(np.float64(2**log)) for log in range(_LARGEST_LOG + 1)], np.float32)
 
 
-def hadamard(body: Body, x: ir.Value, attribute: str, axes: int | None = None) -> ir.Value:
+def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None, axes: int | None) -> ir.Value:
     """`x H / sqrt(n)` of rows `x [..., K]`, n the value of an attribute.
 
     Rows become integers so small that every sum of n of them is exact: no order of addition matters. `axes` is the
-    number of axes in front of K, where it is known and K is n. For the signs see `activations`.
+    number of axes in front of K and `channels` is K, where they are known: shapes are then known too, which `attention`
+    says the use of. For the signs see `activations`.
     """
     size = body.attribute(attribute)
     log = _log2(body, size)
     largest = body.op("ReduceMax", body.op("Abs", x), body.ints(-1), keepdims=1)
     step = body.op("Mul", largest, body.op("Gather", _STEPS, log, axis=0))
     step = body.op("Max", step, np.float32(1e-30))
-    negated = body.op("Round", body.op("Mul", x, body.op("Div", np.float32(-1), step)))
-    root = body.op("Gather", _MINUS_ROOTS, log, axis=0)
-    return body.op("Mul", _sums(body, negated, attribute, axes), body.op("Mul", step, root))
-
-
-def _sums(body: Body, x: ir.Value, attribute: str, axes: int | None) -> ir.Value:
-    """`x H`."""
-    size = body.attribute(attribute)
+    grid = body.op("Round", body.op("Mul", x, body.op("Div", np.float32(-1), step)))
     lower = body.op("Min", size, np.int64(_FACTOR))
     upper = body.op("Div", size, lower)
-    is_small = max(int(n) for n in body.values[attribute]) <= _FACTOR
-    if is_small and axes is not None:
-        return body.op("MatMul", x, _matrix(body, lower))
-    front = [-1] if axes is None else [0] * axes
-    if is_small:
-        sums = body.op("MatMul", body.reshape(x, *front, lower), _matrix(body, lower))
+    if axes is None or channels is None:
+        sums = body.op("Reshape", _sums(body, body.reshape(grid, -1, upper, lower), attribute), body.op("Shape", x))
     else:
-        first = body.op("MatMul", body.reshape(x, *front, upper, lower), _matrix(body, lower))
-        sums = body.op("MatMul", _matrix(body, upper), first)
-    if axes is not None:
-        return body.reshape(sums, *front, size)
-    return body.op("Reshape", sums, body.op("Shape", x))
+        front = [0] * axes
+        blocks = body.op("Div", channels, size)
+        sums = body.reshape(_sums(body, body.reshape(grid, *front, blocks, upper, lower), attribute), *front, channels)
+    return body.op("Mul", sums, body.op("Mul", step, body.op("Gather", _MINUS_ROOTS, log, axis=0)))
+
+
+def _sums(body: Body, x: ir.Value, attribute: str) -> ir.Value:
+    """`H(upper) x H(lower)` of `x [..., upper, lower]`, whose product is the size."""
+    lower = body.op("Min", body.attribute(attribute), np.int64(_FACTOR))
+    sums = body.op("MatMul", x, _matrix(body, lower))
+    if max(int(n) for n in body.values[attribute]) <= _FACTOR:
+        return sums
+    return body.op("MatMul", _matrix(body, body.op("Div", body.attribute(attribute), lower)), sums)
 
 
 def _log2(body: Body, size: ir.Value) -> ir.Value:

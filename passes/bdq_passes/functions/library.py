@@ -50,10 +50,10 @@ def functions_for(nodes: Iterable[ir.Node], opset: int) -> list[ir.Function]:
     """
     if opset < MIN_OPSET:
         raise ValueError(f"the model imports version {opset} of the default domain, function bodies need {MIN_OPSET}")
-    found: dict[str, list[dict[str, Value]]] = {}
+    found: dict[str, list[ir.Node]] = {}
     for node in nodes:
-        found.setdefault(node.op_type, []).append(attributes_of(node))
-    return [_function(OPERATORS[name], attributes, opset) for name, attributes in found.items()]
+        found.setdefault(node.op_type, []).append(node)
+    return [_function(found_nodes, opset) for found_nodes in found.values()]
 
 
 def attributes_of(node: ir.Node) -> dict[str, Value]:
@@ -73,16 +73,28 @@ def attributes_of(node: ir.Node) -> dict[str, Value]:
     return {**defaults, **given}
 
 
-def _function(operator: Operator, nodes: Sequence[dict[str, Value]], opset: int) -> ir.Function:
-    values = {name: frozenset(node[name] for node in nodes) for name in operator.attributes}
-    return function(DOMAIN, operator.name, operator.inputs, operator.attributes, opset, values, _build(operator))
+def _function(nodes: Sequence[ir.Node], opset: int) -> ir.Function:
+    """The function of nodes of one name."""
+    given = [attributes_of(node) for node in nodes]
+    operator = OPERATORS[nodes[0].op_type]
+    values = {name: frozenset(attributes[name] for attributes in given) for name in operator.attributes}
+    build = _build(operator, _axes(nodes))
+    return function(DOMAIN, operator.name, operator.inputs, operator.attributes, opset, values, build)
 
 
-def _build(operator: Operator) -> _Build:
+def _axes(nodes: Sequence[ir.Node]) -> int | None:
+    """How many axes the first inputs of all nodes have in front of their channels, where that is known and the same."""
+    shapes = [value.shape for node in nodes for value in node.inputs[:1] if value is not None]
+    ranks = {None if shape is None else shape.rank() for shape in shapes}
+    (rank, *others) = ranks or {None}
+    return None if rank is None or others else rank - 1
+
+
+def _build(operator: Operator, axes: int | None) -> _Build:
     if "weight" in operator.inputs:
-        return lambda body, inputs: [linear(body, inputs)]
+        return lambda body, inputs: [linear(body, inputs, axes)]
     if "past_key" in operator.inputs:
         return attention
     if operator.name == "Hadamard":
-        return lambda body, inputs: [hadamard(body, inputs["x"], "size")]
+        return lambda body, inputs: [hadamard(body, inputs["x"], "size", None, axes)]
     return lambda body, inputs: [fake_quantize(body, inputs["x"])]

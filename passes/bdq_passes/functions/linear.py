@@ -11,11 +11,14 @@ from bdq_passes.functions.body import Body
 from bdq_passes.functions.hadamard import hadamard
 
 
-def linear(body: Body, inputs: dict[str, ir.Value]) -> ir.Value:
-    """`y` of any of the eight linear operators, told apart by their inputs and attributes."""
+def linear(body: Body, inputs: dict[str, ir.Value], axes: int | None) -> ir.Value:
+    """`y` of any of the eight linear operators, told apart by their inputs and attributes.
+
+    `axes` is the number of axes of x in front of K, or None.
+    """
     x, gated = inputs["x"], "gate" in body.values
     if "diagonal" in inputs:
-        x = body.op("Mul", hadamard(body, x, "hadamard_size"), inputs["diagonal"])
+        x = body.op("Mul", hadamard(body, x, "hadamard_size", body.attribute("K"), axes), inputs["diagonal"])
     halves = 2 if gated else 1
     scale = panels.scales(body, inputs["scales"], halves)
 
