@@ -30,7 +30,7 @@ from bdq_export.calibration.selection import (
     transformed,
 )
 from bdq_export.calibration.site_flatness import activation_flatness, weight_flatness
-from bdq_export.calibration.text import calibration_tokens, sample_tokens
+from bdq_export.calibration.text import calibration_tokens
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
 from bdq_export.options import BDQ, ExportOptions, parse_calib
@@ -169,12 +169,9 @@ def _uncalibrated(
     progress: Progress,
 ) -> CalibrationResult:
     architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
-    if options.calib == "self":
-        samples, length = _UNCALIBRATED
-        held_back = sample_tokens(model, samples, length, options.seed, progress)
-    else:
-        source = parse_calib(options.calib)
-        held_back = calibration_tokens(checkpoint, model, source, 2, options.calib_seq_len, options.seed, progress)
+    samples, length = _UNCALIBRATED if options.calib == "self" else (2, options.calib_seq_len)
+    source = parse_calib(options.calib)
+    held_back = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
     space = Workspace(checkpoint, model, architecture, dimensions, weights, held_back, linear_specs(options), progress)
     with progress.stage("round weights"):
         tied = f"{architecture.lm_head}.weight" not in weights
@@ -277,7 +274,9 @@ class _Calibration:
                 candidate.weights,
                 space.spec_of,
                 space.progress,
-                floats=space.float_inputs(candidate.weights, candidate.online),
+                # Inputs of few bits are too noisy to tell where the float ones would be (SmolLM2-135M, w4a4kv4, first 8
+                # blocks: 0.126 nats with this correction, 0.098 without).
+                floats=None if space.rotates_online else space.float_inputs(candidate.weights),
                 prepare=prepare,
                 odd_grids=space.odd_grids,
             )

@@ -71,7 +71,8 @@ def alignment(covariance: Tensor, gram: Tensor, seed: int) -> Tensor:
     _, vectors = torch.linalg.eigh(half @ x @ half)
     # The signs of eigenvectors are the solver's choice; these are the same everywhere.
     signs = torch.where(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    return half @ (vectors * signs) @ rotation
+    result: Tensor = half @ (vectors * signs) @ rotation
+    return result
 
 
 def _by_group(heads: Tensor, dimensions: Dimensions) -> Tensor:
@@ -87,4 +88,5 @@ def _ridged(matrix: Tensor) -> Tensor:
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    result: Tensor = (vectors * values.clamp_min(1e-12).pow(exponent)) @ vectors.T
+    return result

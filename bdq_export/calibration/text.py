@@ -1,7 +1,8 @@
 """Calibration tokens: sampled from the model itself, or cut from the user's text.
 
 Text that the model writes needs no download and raises no question of licence, and it is spread over whatever the
-model was trained on. Half of the sequences start at the beginning-of-text token, half at a random word.
+model was trained on. Passages start as texts of the model do (`Openings`): half of them as a user's turn or at the
+beginning of a text, half at a random word.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.calibration.kv_cache import preallocated_cache
+from bdq_export.calibration.openings import FREE, Openings
 from bdq_export.calibration.precision import has_fast_bfloat16
 from bdq_export.errors import InvalidInputError
 from bdq_export.progress import Progress, Stage
@@ -65,7 +67,7 @@ def calibration_tokens(
         InvalidInputError: the file is missing, empty, not UTF-8 text or too short.
     """
     if source == "self":
-        return sample_tokens(model, samples, seq_len, seed, progress)
+        return sample_tokens(model, samples, seq_len, seed, progress, Openings.of(checkpoint.directory))
     with progress.stage("calibration text"):
         text = read_text(Path(source))
         return cut_text(checkpoint, text, Path(source), samples, seq_len, seed)
@@ -99,65 +101,85 @@ def read_text(path: Path) -> str:
 def cut_text(checkpoint: TokenizedModel, text: str, path: Path, samples: int, seq_len: int, seed: int) -> Tensor:
     """`samples` windows of `seq_len` tokens that do not overlap, drawn with `seed` from all over the text.
 
+    Each starts with what the tokenizer puts before every text, inside `seq_len`.
+
     Raises:
         InvalidInputError: fewer than `LEAST_SEQUENCES` windows.
     """
-    from tokenizers import Tokenizer
+    from bdq_runtime.tokenizer import TextTokenizer
 
-    tokenizer = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
-    tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
-    windows = tokens.numel() // seq_len
+    tokenizer = TextTokenizer(checkpoint.directory)
+    tokens = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
+    beginning = torch.tensor(tokenizer.beginning(), dtype=torch.int64)
+    step = max(1, seq_len - len(beginning))
+    windows = tokens.numel() // step
     if windows < LEAST_SEQUENCES:
         raise InvalidInputError(
-            f"calibration file {path} has {tokens.numel()} tokens, expected at least {LEAST_SEQUENCES * seq_len} "
-            f"({LEAST_SEQUENCES} x {seq_len}); give a longer text or a smaller --calib-seq-len"
+            f"calibration file {path} has {tokens.numel()} tokens, expected at least {LEAST_SEQUENCES * step} "
+            f"({LEAST_SEQUENCES} x {step}); give a longer text or a smaller --calib-seq-len"
         )
     if windows < samples:
         logger.warning("%s has text for %d of %d calibration sequences", path, windows, samples)
     order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))[:samples]
-    return tokens[: windows * seq_len].view(windows, seq_len)[order].clone()
+    body = tokens[: windows * step].view(windows, step)[order]
+    return torch.cat([beginning.expand(len(body), -1), body], 1)
 
 
 @torch.inference_mode()
-def sample_tokens(model: PreTrainedModel, samples: int, seq_len: int, seed: int, progress: Progress) -> Tensor:
+def sample_tokens(
+    model: PreTrainedModel,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    progress: Progress,
+    openings: Openings = Openings(),  # noqa: B008 (frozen)
+) -> Tensor:
     """Text that `model` writes at temperature 1: int64 `[samples, seq_len]`.
 
-    A sequence is made of passages of at most `PASSAGE` tokens, each with its own first token: one that goes wrong does
+    A sequence is made of passages of at most `PASSAGE` tokens, each with its own opening: one that goes wrong does
     not spoil the rest, and many short passages side by side take less time than few long ones.
     """
     generator = torch.Generator().manual_seed(seed)
     passages = -(-seq_len // PASSAGE)
     length = -(-seq_len // passages)
-    first = _first_tokens(model, samples * passages, generator)
-    with progress.stage("calibration text", total=first.numel() * length) as stage:
+    fixed = openings.draw(samples * passages, length, int(model.config.vocab_size), generator)
+    restart = _restart(model, openings)
+    with progress.stage("calibration text", total=fixed.numel()) as stage:
         # Decoding reads all weights for each token: in bfloat16 that is half of the time.
         writer = model
         if has_fast_bfloat16():
             writer = copy.deepcopy(model)
             writer.bfloat16()
-        rows = [_write(writer, batch, length, generator, stage) for batch in torch.split(first, _BATCH)]
+        rows = [_write(writer, batch, restart, generator, stage) for batch in torch.split(fixed, _BATCH)]
     return torch.cat(rows).view(samples, passages * length)[:, :seq_len].contiguous()
 
 
-def _first_tokens(model: PreTrainedModel, count: int, generator: torch.Generator) -> Tensor:
-    """First tokens `[count, 1]`: the beginning of text and random words, alternating."""
-    start = model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_token_id
-    if isinstance(start, list):
-        start = start[0]
-    first = torch.randint(0, int(model.config.vocab_size), (count, 1), generator=generator)
-    if start is not None:
-        first[::2] = int(start)
-    return first
+def _restart(model: PreTrainedModel, openings: Openings) -> tuple[Tensor, int] | None:
+    """End-of-text tokens and what must follow them; None for models whose texts have no beginning."""
+    ends = model.config.eos_token_id
+    if ends is None or len(openings.beginning) != 1:
+        return None
+    return torch.tensor(ends if isinstance(ends, list) else [ends]), openings.beginning[0]
 
 
-def _write(model: PreTrainedModel, first: Tensor, length: int, generator: torch.Generator, stage: Stage) -> Tensor:
-    cache = preallocated_cache(model.config, length)
-    written = [first]
-    for _ in range(length - 1):
+def _write(
+    model: PreTrainedModel,
+    fixed: Tensor,
+    restart: tuple[Tensor, int] | None,
+    generator: torch.Generator,
+    stage: Stage,
+) -> Tensor:
+    """Fill the free places of `fixed` `[batch, length]`; column 0 has none."""
+    cache = preallocated_cache(model.config, fixed.shape[1])
+    written = [fixed[:, :1]]
+    stage.advance(fixed.shape[0])
+    for column in fixed[:, 1:].T[..., None]:
         output = model(input_ids=written[-1], past_key_values=cache, use_cache=True)
-        written.append(_draw(output.logits[:, -1].float(), generator))
-        stage.advance(first.shape[0])
-    stage.advance(first.shape[0])
+        token = _draw(output.logits[:, -1].float(), generator)
+        if restart is not None:
+            token = torch.where(torch.isin(written[-1], restart[0]), restart[1], token)
+        written.append(torch.where(column == FREE, token, column))
+        stage.advance(fixed.shape[0])
     return torch.cat(written, 1)
 
 

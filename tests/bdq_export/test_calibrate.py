@@ -218,7 +218,8 @@ def test_a_rotation_must_pay_for_untying():
     assert choose([*close[:2], Measured("bdq-rotated", 0.5)], tied=True)[0] == "bdq-rotated"
     plain = ("none", "smooth", "bdq")
     assert names_to_try("auto", rotates=False) == plain
-    assert names_to_try("auto", rotates=True) == names_to_try("auto", True, 8) == (*plain, "bdq-rotated")
-    assert names_to_try("auto", True, 4) == ("none", "bdq-rotated")
-    assert names_to_try("bdq", True, 3) == ("bdq-rotated",)
+    assert names_to_try("auto", rotates=True) == (*plain, "bdq-rotated")
+    assert names_to_try("auto", True, 8) == (*plain, "bdq-online")
+    assert names_to_try("auto", True, 4) == ("none", "bdq-online")
+    assert names_to_try("bdq", True, 3) == ("bdq-online",)
     assert names_to_try("hadamard", rotates=False) == ("hadamard",)

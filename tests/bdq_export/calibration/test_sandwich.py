@@ -1,0 +1,87 @@
+"""The transforms of quantized activations leave the float model as it is and make its sites flatter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bdq_export.calibration.dynamic import DynamicBits
+from bdq_export.calibration.head_alignment import alignment
+from bdq_export.calibration.sandwich import ONLINE, sandwich
+from bdq_export.calibration.workspace import Workspace
+from bdq_export.fake_quant import FakeQuantization, attach, fake_quantized
+from bdq_export.float_model import load_float_model
+from bdq_export.progress import QuietProgress
+from bdq_export.transform import fold, online_by_path
+
+FAMILIES = ("llama", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
+NAMES = ("none", "smooth", "hadamard", "bdq", "bdq-rotated", ONLINE)
+
+
+def make_space(tiny, bits: DynamicBits) -> Workspace:
+    model = load_float_model(tiny, tiny.weights)
+    tokens = torch.randint(0, tiny.dimensions.vocab_size, (6, 32), generator=torch.Generator().manual_seed(2))
+    space = Workspace(
+        tiny,
+        model,
+        tiny.architecture,
+        tiny.dimensions,
+        tiny.weights,
+        tokens,
+        lambda path: None,
+        QuietProgress(),
+        dynamic=bits,
+    )
+    attach(model, tiny.architecture, tiny.dimensions, space.quantization.view)
+    return space
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bits", [DynamicBits(4, 4), DynamicBits(None, 4)], ids=["a4kv4", "kv4"])
+def test_logits_unchanged(family, bits, tiny_model):
+    tiny = tiny_model(family)
+    space = make_space(tiny, bits)
+    tokens = space.tokens[:2]
+    with torch.no_grad():
+        expected = space.model(tokens).logits
+    statistics = space.statistics()
+    for name in NAMES:
+        transforms = sandwich(space, name, statistics, seed=3)
+        online = online_by_path(tiny.architecture, transforms)
+        assert not online or bits.activations
+        weights = fold(tiny.architecture, tiny.dimensions, tiny.weights, transforms)
+        model = load_float_model(tiny, weights)
+        with (
+            torch.no_grad(),
+            fake_quantized(model, tiny.architecture, tiny.dimensions, FakeQuantization(online=online)),
+        ):
+            got = model(tokens).logits
+        error = float((got - expected).abs().amax() / expected.abs().amax())
+        assert error < 1e-3, f"{name}: {error}"
+        with torch.no_grad():
+            assert torch.equal(space.model(tokens).logits, expected), f"{name} left the model changed"
+
+
+def test_alignment_lowers_noise_and_evens_out_channels():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(16, 16, generator=generator).double()
+    scale = torch.randn(16, generator=generator).double().exp()
+    covariance = mixing @ torch.diag(scale) @ mixing.T
+    other = torch.randn(16, 16, generator=generator).double()
+    gram = other @ other.T
+    m = alignment(covariance, gram, seed=1)
+    inverse = torch.linalg.inv(m)
+    moved, weights = m.T @ covariance @ m, inverse @ gram @ inverse.T
+    noise = torch.trace(moved) * torch.trace(weights)
+    diagonal = (covariance.diagonal() * gram.diagonal()).sqrt().sum() ** 2
+    assert noise < 0.7 * diagonal  # the best diagonal
+    for energies in (moved.diagonal(), weights.diagonal()):
+        assert energies.max() < 1.2 * energies.min()
+    torch.testing.assert_close(alignment(covariance, gram, seed=1), m, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dead", ["covariance", "gram"])
+def test_a_dead_head_gets_a_rotation(dead):
+    sides = {"covariance": torch.eye(8).double(), "gram": torch.eye(8).double(), dead: torch.zeros(8, 8).double()}
+    m = alignment(sides["covariance"], sides["gram"], seed=0)
+    torch.testing.assert_close(m @ m.T, torch.eye(8).double())

@@ -1,0 +1,125 @@
+"""Calibration of schemes whose activations or cache are quantized when the model runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bdq_export.calibrate import calibrate
+from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.fake_quant import FakeQuantization, fake_quantized
+from bdq_export.float_model import load_float_model
+from bdq_export.options import ExportOptions
+from bdq_export.progress import QuietProgress
+from bdq_export.quantize.sequential import set_quantized
+from bdq_runtime.packing import ODD, PerChannel
+
+FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
+
+
+class Described:
+    def __init__(self, tiny) -> None:
+        self.config, self.architecture, self.dimensions = tiny.config, tiny.architecture, tiny.dimensions
+        self.directory = Path()
+
+
+def run(tiny, **options):
+    model = load_float_model(tiny, tiny.weights)
+    before = model(torch.arange(20)[None]).logits
+    result = calibrate(
+        Described(tiny),
+        model,
+        tiny.weights,
+        ExportOptions(**{"calib_samples": 16, "calib_seq_len": 32, **options}),
+        QuietProgress(),
+    )
+    assert torch.equal(model(torch.arange(20)[None]).logits, before), "the float model is not back"
+    return result
+
+
+def loss_of(tiny, result, quantization=None) -> float:
+    """Loss on the held-back tokens of what a result says, put together from scratch."""
+    loss = HeldOutLoss(load_float_model(tiny, tiny.weights), tiny.architecture.layers, result.held_back)
+    model = load_float_model(tiny, result.weights)
+    set_quantized(model, tiny.architecture, result.quantized)
+    loss._runner.model = model
+    loss._runner.blocks = list(model.get_submodule(tiny.architecture.layers).children())
+    quantization = quantization or FakeQuantization(result.activations, result.online, result.kv)
+    with fake_quantized(model, tiny.architecture, tiny.dimensions, quantization):
+        return loss()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scheme", ["w4a4kv4", "w3a3kv3"])
+def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model):
+    tiny = tiny_model(family)
+    result = run(tiny, scheme=scheme, transform="bdq", weights="rtn")
+    bits = int(scheme[3])
+    paths = {tiny.architecture.layer_path(layer, path) for layer in range(3) for path in tiny.architecture.linears}
+    assert set(result.activations) == paths | {"lm_head"}
+    assert result.activations["lm_head"].bits == 8
+    assert result.activations["lm_head"].clip == 1
+    assert all(result.activations[path].bits == bits for path in paths)
+    assert all(0.4 <= result.activations[path].clip <= 1 for path in paths)
+    assert {layer: (spec.key_bits, spec.value_bits) for layer, spec in result.kv.items()} == dict.fromkeys(
+        range(3), (bits, bits)
+    )
+    for names in dict(tiny.architecture.residual_readers).values():
+        shared = {id(result.online[tiny.architecture.layer_path(0, path)]) for path in names}
+        assert len(shared) == 1, "the linears of a site share one transform"
+        grids = {result.quantized[f"{tiny.architecture.layer_path(0, path)}.weight"].spec.grid for path in names}
+        assert len(grids) == 1, "and one grid"
+    for path in paths:
+        weight = result.quantized[f"{path}.weight"]
+        assert weight.spec.granularity == PerChannel()
+        assert np.array_equal(weight.scales.astype(np.float16).astype(np.float32), weight.scales)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+def test_the_parts_of_a_result_belong_together(family, tiny_model):
+    tiny = tiny_model(family)
+    result = run(tiny, scheme="w4a8kv8", transform="bdq", weights="gptq", ops="bdq")
+    found = loss_of(tiny, result)
+    assert found < 4 * result.loss  # other tokens, the same model
+    assert loss_of(tiny, result, FakeQuantization(result.activations, {}, result.kv)) > 2 * found or not result.online
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_model):
+    tiny = tiny_model("llama")
+    results = [run(tiny, scheme="w4a4kv4", weights="gptq", seed=3) for _ in range(2)]
+    first, second = results
+    assert first.loss == second.loss
+    assert first.activations == second.activations
+    assert first.kv == second.kv
+    for name, weight in first.quantized.items():
+        assert np.array_equal(weight.codes, second.quantized[name].codes)
+        assert np.array_equal(weight.scales, second.quantized[name].scales)
+    for path, online in first.online.items():
+        assert np.array_equal(online.diagonal, second.online[path].diagonal)
+
+
+def test_auto_measures_with_quantized_activations_and_keeps_the_best(tiny_model):
+    tiny = tiny_model("llama")
+    result = run(tiny, scheme="w4a4kv4", weights="rtn")
+    losses = {candidate.name: candidate.loss for candidate in result.candidates}
+    assert set(losses) == {"none", "bdq-online"}
+    assert losses[result.transform] == min(losses.values())
+
+
+def test_weights_lie_on_the_odd_grid_where_it_fits_better_and_operators_read_it(tiny_model):
+    result = run(tiny_model("llama_biases"), scheme="w2a8", transform="none", weights="rtn", ops="bdq")
+    assert ODD in {weight.spec.grid for weight in result.quantized.values()}
+    result = run(tiny_model("llama_biases"), scheme="w2a16kv8", transform="none", weights="rtn")
+    assert ODD not in {weight.spec.grid for weight in result.quantized.values()}
+
+
+def test_a_quantized_cache_alone_changes_no_linear(tiny_model):
+    tiny = tiny_model("llama")
+    result = run(tiny, scheme="w4a16kv4", transform="bdq", weights="gptq")
+    assert not result.activations
+    assert not result.online
+    assert set(result.kv) == {0, 1, 2}
+    assert all(spec.hadamard for spec in result.kv.values())
