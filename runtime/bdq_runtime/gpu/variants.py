@@ -86,17 +86,16 @@ def _images() -> list[Image]:
         found.append(Image("gemv.low_bit_gemv", {"BITS": bits, "KG": 32, "ASM": 1}))
         found.append(Image("gemm.low_bit_gemm", {"BITS": bits, "BN": 64, "BM": 16, "BLOCKED": 0, "ASM": 1}, 4, 4))
         found.append(Image("gemm.low_bit_gemm", {"BITS": bits, "BN": 128, "BM": 128, "BLOCKED": 0, "ASM": 1}, 8, 3))
-        found.append(Image("gemm.low_bit_gemm", {"BITS": bits, "BN": 64, "BM": 16, "BLOCKED": 1, "ASM": 1}, 4, 4))
-        found.append(Image("gemm.low_bit_gemm", {"BITS": bits, "BN": 128, "BM": 64, "BLOCKED": 1, "ASM": 1}, 8, 3))
-    found.append(Image("float_gemm.float_gemm", {"BN": 64, "BM": 16}, 4, 3))
-    found.append(Image("float_gemm.float_gemm", {"BN": 128, "BM": 64}, 8, 2))
+        found.append(Image("gemm.low_bit_gemm", {"BITS": bits, "BN": 64, "BM": 32, "BLOCKED": 1, "ASM": 1}, 4, 4))
+    found.append(Image("float_gemm.float_gemm", {"BN": 64, "BM": 32}, 4, 3))
     found.append(Image("cache.move_cache", {"BLOCK": 2048, "WORDS": 0}))
     found.append(Image("cache.move_cache", {"BLOCK": 1024, "WORDS": 1}))
-    for width, warps, keys, rows in ((64, 4, 64, 64), (128, 4, 32, 64), (256, 8, 32, 32)):
+    for width, warps, keys in ((64, 4, 64), (128, 4, 32), (256, 8, 32)):
         found.append(Image("cache.attention_rows", {"BD": width}, width // 64))
         found.append(Image("attention.cached_attention", {"BD": width, "BM": 16, "BN": keys, "ASM": 1}, warps, 2))
-        found.append(Image("attention.cached_attention", {"BD": width, "BM": rows, "BN": 32, "ASM": 1}, 8, 2))
-        found.append(Image("attention.combine_parts", {"BD": width, "PARTS": 32}, width // 32))
+    for width in (64, 128):
+        found.append(Image("attention.cached_attention", {"BD": width, "BM": 64, "BN": 32, "ASM": 1}, 8, 2))
+    found.append(Image("attention.combine_parts", {"PARTS": 32}, 2))
     return found
 
 

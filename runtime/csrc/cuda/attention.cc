@@ -16,7 +16,8 @@ constexpr std::int64_t kPartKeys = 256;    // a part of the text that is worth a
 constexpr std::int64_t kMaxParts = 32;
 constexpr std::int64_t kEnoughBlocks = 256;  // that keep a GPU busy without parts
 
-// The images for a head size: a tile's width, and the keys of a step when rows are few; many rows take 32 at a time.
+// The images for a head size: a tile's width, the keys of a step when rows are few, and the rows of a block when they are many, which
+// takes 32 keys at a time.
 struct Width {
   int channels, keys, rows;
 };
@@ -24,7 +25,7 @@ struct Width {
 Width width_of(std::int64_t head_size) {
   if (head_size <= 64) return {64, 64, 64};
   if (head_size <= 128) return {128, 32, 64};
-  return {256, 32, 32};
+  return {256, 32, 16};
 }
 
 class Attention final : public Kernel {
@@ -99,7 +100,7 @@ class Attention final : public Kernel {
                     head_size(), std::int32_t{spec.key_bits}, std::int32_t{spec.value_bits}, spec.softcap, window,
                     static_cast<std::int32_t>(parts));
     if (parts == 1) return;
-    launcher.launch(sized("bdq_combine_parts_bd") + "_parts32", {outputs}, Pointer{partial}, Pointer{weights}, Pointer{a.output}, head_size(),
+    launcher.launch("bdq_combine_parts_parts32", {outputs}, Pointer{partial}, Pointer{weights}, Pointer{a.output}, head_size(),
                     static_cast<std::int32_t>(parts));
   }
 

@@ -97,7 +97,7 @@ class Linear final : public Kernel {
 
   void multiply_many(Launcher& launcher, const LinearArguments& a, const Codes& codes, float* y, std::int64_t M, bool blocked) const {
     const Arguments& t = arguments_;
-    const Tile tile = M <= 64 ? Tile{64, 16} : blocked ? Tile{128, 64} : Tile{128, 128};
+    const Tile tile = blocked ? Tile{64, 32} : M <= 64 ? Tile{64, 16} : Tile{128, 128};
     const std::int32_t zero = node_.spec().weight_bits == 8 ? 0 : t.zero;  // gemm.py takes 128 from 8-bit codes
     launcher.launch(gemm_name(node_.spec().weight_bits, tile, blocked), {ceil_div(M, tile.tokens), ceil_div(rows_, tile.rows)},
                     Pointer{codes.codes}, Pointer{codes.scales}, Pointer{codes.totals}, Pointer{codes.sums}, Pointer{a.weight},
@@ -107,7 +107,7 @@ class Linear final : public Kernel {
 
   void multiply_floats(Launcher& launcher, const LinearArguments& a, const float* x, float* y, std::int64_t M) const {
     const Arguments& t = arguments_;
-    const Tile tile = M <= 64 ? Tile{64, 16} : Tile{128, 64};
+    const Tile tile = {64, 32};
     launcher.launch("bdq_float_gemm_bn" + std::to_string(tile.rows) + "_bm" + std::to_string(tile.tokens),
                     {ceil_div(M, tile.tokens), ceil_div(rows_, tile.rows)}, Pointer{x}, Pointer{a.weight}, Pointer{a.scales},
                     Pointer{a.bias}, Pointer{y}, int32("M", M), N(), rows_, static_cast<std::int32_t>(node_.spec().K), padded(),

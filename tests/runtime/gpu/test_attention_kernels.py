@@ -144,7 +144,7 @@ def test_attention_agrees_to_rounding(launch: Callable[..., None], case: Case) -
             "attention.combine_parts",
             (batch * case.tokens * case.heads,),
             *(parts, weights, output, case.size, case.parts),
-            **dict(BD=64, PARTS=32),
+            PARTS=32,
         )
     error = np.abs(output - data.expected.output).max()
     assert error < 2e-6, error

@@ -140,15 +140,16 @@ def cached_attention(
 
 
 @triton.jit(repr=named("combine_parts"))
-def combine_parts(parts_ptr, weights_ptr, output_ptr, D, parts, BD: tl.constexpr, PARTS: tl.constexpr):
+def combine_parts(parts_ptr, weights_ptr, output_ptr, D, parts, PARTS: tl.constexpr):
     """One row of output from its parts."""
     place = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, PARTS)
-    d = tl.arange(0, BD)
     at = place * parts + i
     held = i < parts
     top = tl.load(weights_ptr + at * 2, mask=held, other=FAR)
     weight = tl.where(held, tl.exp(top - tl.max(top, axis=0)), 0.0)
     divisor = tl.sum(weight * tl.load(weights_ptr + at * 2 + 1, mask=held, other=0.0), axis=0)
-    x = tl.load(parts_ptr + at[:, None] * D + d[None, :], mask=held[:, None] & (d < D)[None, :], other=0.0)
-    tl.store(output_ptr + place * D + d, tl.sum(weight[:, None] * x, axis=0) / divisor, mask=d < D)
+    for first in range(0, D, 64):
+        d = first + tl.arange(0, 64)
+        x = tl.load(parts_ptr + at[:, None] * D + d[None, :], mask=held[:, None] & (d < D)[None, :], other=0.0)
+        tl.store(output_ptr + place * D + d, tl.sum(weight[:, None] * x, axis=0) / divisor, mask=d < D)
