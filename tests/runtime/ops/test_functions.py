@@ -118,4 +118,4 @@ def test_rows(linear_node: Callable[..., Any], run_both: Callable[..., Any], ran
     for name, attributes in (("Hadamard", {"size": 64}), ("DynamicFakeQuantize", {"bits": 4, "clip": 0.8})):
         node = type(template)(OPERATORS[name], {"x": template.inputs["x"]}, attributes)
         for kernel, function in run_both(node, *rows(192, random)):
-            np.testing.assert_array_equal(kernel[0].view(np.uint32), function[0].view(np.uint32))
+            np.testing.assert_array_equal(kernel[0], function[0])  # 0 may have either sign
