@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="leave out the sizes of real models")
     chosen = parser.parse_args(arguments)
     os.environ["BDQ_CUDA"] = "1"  # read when the library is registered for the first time
+    ort.set_default_logger_severity(4)  # what goes wrong is said below, once
     problem = obstacle()
     if problem:
         print(f"The CUDA kernels were NOT tested: {problem}", file=sys.stderr)

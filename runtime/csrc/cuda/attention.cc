@@ -31,7 +31,7 @@ Width width_of(std::int64_t head_size) {
 class Attention final : public Kernel {
  public:
   explicit Attention(const NodeInfo& node)
-      : node_(node), scratch_(Scratch::of(node)), width_(width_of(node_.spec().head_size)) {
+      : node_(node), cos_(node.op().input("cos_cache")), scratch_(Scratch::of(node)), width_(width_of(node_.spec().head_size)) {
     if (node_.spec().head_size > kMaxHeadSize)
       throw std::invalid_argument("head_size is " + std::to_string(node_.spec().head_size) +
                                   ", the CUDA kernels take at most 256; run the model on the CPU");
@@ -39,8 +39,12 @@ class Attention final : public Kernel {
 
   void compute(const Run& run) const override {
     const AttentionSpec& spec = node_.spec();
-    const AttentionArguments a = node_.arguments(run);
+    AttentionArguments a = node_.arguments(run);
     if (a.batch == 0) return;
+    if (cos_ >= 0) {  // where this call has them, constant or not
+      a.cos_cache = run.input(cos_).as<float>();
+      a.sin_cache = run.input(cos_ + 1).as<float>();
+    }
     attention::check_arguments(attention::Problem(spec, a, Isa::kScalar));
     Launcher launcher(run, *scratch_, 0);
     move(launcher, a.past_key, a.present_key, a, cache_row_bytes(spec.head_size, spec.key_bits));
@@ -118,6 +122,7 @@ class Attention final : public Kernel {
   std::int32_t head_size() const { return static_cast<std::int32_t>(node_.spec().head_size); }
 
   const AttentionNode node_;
+  const int cos_;
   const std::shared_ptr<Scratch> scratch_;
   const Width width_;
 };

@@ -38,7 +38,7 @@ std::string gemm_name(int bits, const Tile& tile, bool blocked) {
 
 class Linear final : public Kernel {
  public:
-  explicit Linear(const NodeInfo& node) : node_(node), x_(node.op().input("x")), scratch_(Scratch::of(node)) {
+  explicit Linear(const NodeInfo& node) : node_(node), op_(node.op()), x_(op_.input("x")), scratch_(Scratch::of(node)) {
     const LinearSpec& spec = node_.spec();
     padded_ = 64 * node_.sizes().chunks;
     rows_ = int32("N", 16 * node_.sizes().panels);
@@ -52,8 +52,12 @@ class Linear final : public Kernel {
   }
 
   void compute(const Run& run) const override {
-    const LinearArguments a = node_.arguments(run);
+    LinearArguments a = node_.arguments(run);
     if (a.M == 0) return;
+    a.weight = on_device<std::uint8_t>(run, "weight");
+    a.scales = on_device<std::uint16_t>(run, "scales");
+    a.bias = on_device<float>(run, "bias");
+    a.diagonal = on_device<float>(run, "diagonal");
     const LinearSpec& spec = node_.spec();
     Launcher launcher(run, *scratch_, x_);
     const Scratch::Cursor start = launcher.mark();
@@ -66,6 +70,13 @@ class Linear final : public Kernel {
   }
 
  private:
+  // A constant where this call has it; when the node was made it was only checked. Null when the operator has no such input.
+  template <class T>
+  const T* on_device(const Run& run, const char* name) const {
+    const int index = op_.input(name);
+    return index < 0 ? nullptr : run.input(index).as<T>();
+  }
+
   void multiply(Launcher& launcher, const LinearArguments& a, const float* x, float* y, std::int64_t M) const {
     const LinearSpec& spec = node_.spec();
     const Hadamard hadamard = {spec.hadamard_size, a.diagonal};
@@ -118,6 +129,7 @@ class Linear final : public Kernel {
   std::int32_t padded() const { return static_cast<std::int32_t>(padded_); }
 
   const LinearNode node_;
+  const Operator& op_;
   const int x_;
   const std::shared_ptr<Scratch> scratch_;
   std::int64_t padded_ = 0;
