@@ -33,6 +33,10 @@ std::int64_t ShapeInference::integer(const char* attribute) const {
 }
 
 void ShapeInference::set_output(std::size_t index, const SymbolicShape& shape) const {
+  for (const SymbolicDim& dim : shape) {
+    // ONNX Runtime would take -1 for a size, in place of the one that a graph declares for its output.
+    if (dim.size < 0 && dim.name.empty()) return;
+  }
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api_, api_.CreateTensorTypeAndShapeInfo(&info));
   struct Release {
