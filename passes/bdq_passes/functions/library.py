@@ -16,6 +16,12 @@ from bdq_runtime.opset import DOMAIN, OPERATORS, VERSION, Operator
 MIN_OPSET = 20
 """The first version of the default domain that has every operator of the bodies."""
 
+_KEEP_RANK = {
+    *("Add", "Cast", "Identity", "Mul", "Slice"),
+    *("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+}
+"""Operators whose first output has as many axes as their first input that is no constant."""
+
 _Build = Callable[[Body, dict[str, ir.Value]], Sequence[ir.Value]]
 
 
@@ -84,10 +90,20 @@ def _function(nodes: Sequence[ir.Node], opset: int) -> ir.Function:
 
 def _axes(nodes: Sequence[ir.Node]) -> int | None:
     """How many axes the first inputs of all nodes have in front of their channels, where that is known and the same."""
-    shapes = [value.shape for node in nodes for value in node.inputs[:1] if value is not None]
-    ranks = {None if shape is None else shape.rank() for shape in shapes}
-    (rank, *others) = ranks or {None}
+    (rank, *others) = {_rank(node.inputs[0]) for node in nodes}
     return None if rank is None or others else rank - 1
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    """The rank of a value, from what made it where the graph does not say; None where that does not say either."""
+    while value is not None:
+        if value.shape is not None:
+            return value.shape.rank()
+        node = value.producer()
+        if node is None or not (node.domain == DOMAIN or node.op_type in _KEEP_RANK):
+            return None
+        value = next((item for item in node.inputs if item is not None and not item.is_initializer()), None)
+    return None
 
 
 def _build(operator: Operator, axes: int | None) -> _Build:
