@@ -65,7 +65,18 @@ class TextTokenizer:
 
     def has_chat_template(self) -> bool:
         """Whether the folder says how a conversation is written."""
-        return self._template() is not None
+        return self.template() is not None
+
+    def template(self) -> str | None:
+        """The Jinja2 source of the chat template; None where there is none."""
+        file = self.directory / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        value = self._config.get("chat_template")
+        if isinstance(value, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+            value = named.get("default")
+        return value if isinstance(value, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, written by the model's own template.
@@ -77,7 +88,7 @@ class TextTokenizer:
         Raises:
             ValueError: there is no template, or it refuses these messages.
         """
-        template = self._template()
+        template = self.template()
         if template is None:
             raise ValueError(f"{self.directory} has no chat template (chat_template.jinja); run without --chat")
         from bdq_runtime.chat import render_chat
@@ -85,16 +96,6 @@ class TextTokenizer:
         special = {name: _content(value) for name, value in self._config.items() if name.endswith("_token") and value}
         text = render_chat(template, messages, add_generation_prompt, special)
         return self.encode(text)  # the template has written the special tokens already
-
-    def _template(self) -> str | None:
-        file = self.directory / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        value = self._config.get("chat_template")
-        if isinstance(value, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-            value = named.get("default")
-        return value if isinstance(value, str) else None
 
 
 class TextStream:

@@ -12,9 +12,11 @@ import torch
 
 from bdq_export.calibration import text
 from bdq_export.calibration.kv_cache import preallocated_cache
+from bdq_export.calibration.openings import FREE, Openings
 from bdq_export.errors import InvalidInputError
 from bdq_export.float_model import load_float_model
 from bdq_export.progress import QuietProgress
+from bdq_runtime.tokenizer import TextTokenizer
 
 WORDS = [f"w{index}" for index in range(50)]
 
@@ -56,7 +58,6 @@ def test_sampling_is_seeded(family, tiny_model):
     assert int(first.max()) < tiny.dimensions.vocab_size
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert first[::2, 0].eq(1).all()  # the beginning of text
     assert model.dtype == torch.float32
 
 
@@ -78,11 +79,65 @@ def test_passages_make_up_long_sequences(tiny_model, monkeypatch):
     monkeypatch.setattr(text, "PASSAGE", 16)
     tiny = tiny_model("llama")
     model = load_float_model(tiny, tiny.weights)
-    tokens = text.sample_tokens(model, 3, 40, 0, QuietProgress())
+    tokens = text.sample_tokens(model, 3, 40, 0, QuietProgress(), Openings(beginning=(7,)))
     assert tokens.shape == (3, 40)
-    starts = (tokens == 1).nonzero().tolist()
-    assert [0, 0] in starts
-    assert any(column == 28 for _, column in starts)  # 3 passages of 14 tokens, every second one begins a text
+    assert tokens[:, [0, 14, 28]].eq(7).all()  # 3 passages of 14 tokens, each with its own beginning
+
+
+def test_openings_are_those_of_the_model():
+    openings = Openings(beginning=(2,), chat=(2, 5, 6), special=frozenset(range(4)))
+    fixed = openings.draw(40, 8, 10, torch.Generator().manual_seed(0))
+    assert fixed.shape == (40, 8)
+    assert fixed[::2, :3].eq(torch.tensor([2, 5, 6])).all()
+    assert fixed[1::2, 0].eq(2).all()
+    assert set(fixed[1::2, 1].tolist()) == set(range(4, 10))  # every word, and nothing special
+    assert fixed[::2, 3:].eq(FREE).all()
+    assert fixed[1::2, 2:].eq(FREE).all()
+    assert openings.draw(2, 4, 10, torch.Generator())[0].tolist() == [2, FREE, FREE, FREE]  # too short to converse
+    assert Openings().draw(9, 4, 10, torch.Generator())[:, 0].ne(FREE).all()
+
+
+def test_a_text_begins_anew_after_its_end(tiny_model):
+    tiny = tiny_model("llama")
+    model = load_float_model(tiny, tiny.weights)
+    model.config.eos_token_id = [2, 3]
+    tokens = text.sample_tokens(model, 8, 60, 0, QuietProgress(), Openings(beginning=(7,)))
+    ends = torch.isin(tokens[:, :-1], torch.tensor([2, 3]))
+    assert ends.any()
+    assert tokens[:, 1:][ends].eq(7).all()
+
+
+def test_openings_are_read_from_the_folder(folder):
+    assert Openings.of(folder.directory) == Openings()
+    path = folder.directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"] = [
+        {"id": i, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False} for i, name in ((51, "<s>"), (52, "<user>"))
+    ]  # fmt: skip
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [51], "tokens": ["<s>"]}},
+    }
+    path.write_text(json.dumps(tokenizer))
+    template = folder.directory / "chat_template.jinja"
+    # What the two conversations say is unknown to this vocabulary, hence the same token: it counts as opening.
+    template.write_text("<s> {% for m in messages %}<user> {{ m.content }}{% endfor %}")
+    assert Openings.of(folder.directory).chat[:2] == (51, 52)
+    assert Openings.of(folder.directory).beginning == (51,)
+    assert Openings.of(folder.directory).special == {51, 52}
+    template.write_text("<s> {{ strftime_now('%d') }} <user>")
+    assert Openings.of(folder.directory).chat == ()
+
+
+def test_windows_of_a_file_begin_like_every_text(folder, monkeypatch):
+    monkeypatch.setattr(TextTokenizer, "beginning", lambda self: [0, 0])
+    tokens = _tokens(folder, b"w1 w2 w3 w4 w5 " * 100)
+    assert tokens.shape == (4, 32)
+    assert tokens[:, :2].eq(0).all()
+    assert tokens[:, 2:].ne(0).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
