@@ -36,7 +36,7 @@ from bdq_export.fake_quant import attach
 from bdq_export.options import BDQ, ExportOptions, parse_calib
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
-from bdq_export.quantize.sequential import Prepare, quantize_blocks, round_blocks
+from bdq_export.quantize.sequential import quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.report.report import Candidate, SiteFlatness
 from bdq_export.transform import Transforms
@@ -218,6 +218,7 @@ class _Calibration:
         space = self.space
         space.install(candidate.weights, candidate.online)
         few = replace(space, tokens=space.tokens[:_SKETCH_SEQUENCES])
+        tuning = self._tuning(candidate)
         quantize_blocks(
             few.runner(),
             space.architecture,
@@ -228,19 +229,19 @@ class _Calibration:
             GptqOptions(sweeps=0),
             layers=-(-space.dimensions.layers // _SKETCH_SHARE),
             stage_name="check transform",
-            prepare=self._prepare(candidate),
+            prepare=None if tuning is None else tuning.prepare,
         )
         found = space.measure(self.loss)
         space.install(space.weights)
         return found
 
-    def _prepare(self, candidate: Transformed) -> Prepare | None:
+    def _tuning(self, candidate: Transformed) -> ClipTuning | None:
         """What quantizes the inputs of each site, where the scheme does."""
         space = self.space
         if space.dynamic is None:
             return None
         cache = space.dynamic.cache(space.rotated_cache(candidate.rotates_heads))
-        return ClipTuning(space.architecture, space.quantization, space.dynamic.activations, cache).prepare
+        return ClipTuning(space.architecture, space.quantization, space.dynamic.activations, cache)
 
     def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         if len(names) == 1:
@@ -265,7 +266,7 @@ class _Calibration:
         tied = f"{architecture.lm_head}.weight" not in candidate.weights
         quantized = round_ends(candidate.weights, end_specs(self.options, architecture, space.dimensions, tied))
         space.set_quantized(quantized)
-        prepare = self._prepare(candidate)
+        tuning = self._tuning(candidate)
         if self.options.weights == "gptq":
             done = quantize_blocks(
                 space.runner(),
@@ -277,25 +278,27 @@ class _Calibration:
                 # Inputs of few bits are too noisy to tell where the float ones would be (SmolLM2-135M, w4a4kv4, first 8
                 # blocks: 0.126 nats with this correction, 0.098 without).
                 floats=None if space.rotates_online else space.float_inputs(candidate.weights),
-                prepare=prepare,
+                prepare=None if tuning is None else tuning.prepare,
                 odd_grids=space.odd_grids,
             )
             quantized.update(done.quantized)
             self.flatness = done.flatness
             self.warnings += [f"{name}: {reason}" for name, reason in done.fallbacks.items()]
         else:
-            quantized.update(self._rounded(candidate, prepare))
+            quantized.update(self._rounded(candidate, tuning))
+        if tuning is not None:
+            self.flatness.update(tuning.flatness)
         if space.dynamic is not None:
             space.quantize_head(space.dynamic)
         return quantized, space.measure(self.loss)
 
-    def _rounded(self, candidate: Transformed, prepare: Prepare | None) -> dict[str, QuantizedWeight]:
+    def _rounded(self, candidate: Transformed, tuning: ClipTuning | None) -> dict[str, QuantizedWeight]:
         space = self.space
         rounded = space.round_linears(candidate.weights, candidate.energies)
-        if prepare is None:
+        if tuning is None:
             space.set_quantized(rounded)
         else:
-            few = space.few_runner()
+            few, prepare = space.few_runner(), tuning.prepare
             round_blocks(few, space.architecture, space.dimensions, candidate.weights, rounded, space.progress, prepare)
         return rounded
 

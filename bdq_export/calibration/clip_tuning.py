@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from bdq_export.calibration.activation_clips import row_energies, search_clip
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.dynamic import MutableQuantization
 from bdq_export.calibration.sites import Site
+from bdq_export.transform import flatness
 from bdq_models import Architecture
 from bdq_runtime.specs import ActivationQuantization, KVQuantization
 
 _SEARCH_TOKENS = 2048
+_FLATNESS_TOKENS = 512
 KV_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
 
 
@@ -29,6 +31,7 @@ class ClipTuning:
         activation_bits: None leaves activations float.
         kv: bits of the cache, and whether heads are rotated; None leaves it float.
         search: try clip ratios; otherwise all are 1.
+        flatness: module of each site that was prepared -> flatness of its inputs before they are quantized.
     """
 
     architecture: Architecture
@@ -36,6 +39,7 @@ class ClipTuning:
     activation_bits: int | None
     kv: KVQuantization | None
     search: bool = True
+    flatness: dict[str, float] = field(default_factory=dict)
 
     def prepare(self, runner: BlockRunner, site: Site, hidden: Tensor, weights: Mapping[str, Tensor]) -> None:
         """Quantize the inputs of `site`, and the cache before the site that reads what attention gives.
@@ -51,9 +55,11 @@ class ClipTuning:
         if self.kv is not None and self._reads_attention(site):
             self.quantization.kv[site.layer] = self._tuned_cache(self.kv, runner, site, few, weight)
         if self.activation_bits is not None:
+            inputs = _inputs(runner, site, few)
+            self.flatness[site.module] = flatness(inputs[:_FLATNESS_TOKENS]) if bool(inputs.any()) else 0.0
             found = ActivationQuantization(self.activation_bits)
             if self.search:
-                found = search_clip(_inputs(runner, site, few), weight, self.activation_bits)
+                found = search_clip(inputs, weight, self.activation_bits)
             self.quantization.activations.update(dict.fromkeys(site.paths, found))
 
     def _reads_attention(self, site: Site) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,24 +17,40 @@ from bdq_export.float_model import load_float_model
 from bdq_export.options import ExportOptions
 from bdq_export.progress import QuietProgress
 from bdq_export.quantize.sequential import set_quantized
+from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import ODD, PerChannel
+from bdq_runtime.specs import ActivationQuantization
 
 FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
 
 
+@dataclass
 class Described:
-    def __init__(self, tiny) -> None:
-        self.config, self.architecture, self.dimensions = tiny.config, tiny.architecture, tiny.dimensions
-        self.directory = Path()
+    config: dict[str, Any]
+    architecture: Architecture
+    dimensions: Dimensions
+    directory: Path
 
 
-def run(tiny, **options):
-    model = load_float_model(tiny, tiny.weights)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, write_model):
+    """Calibrate a tiny model: `run(tiny, **options) -> CalibrationResult`."""
+    directory = write_model(tmp_path_factory.mktemp("calibrate") / "model")  # for its tokenizer
+
+    def calibrated(tiny, **options):
+        described = Described(tiny.config, tiny.architecture, tiny.dimensions, directory)
+        return calibrate_tiny(described, tiny.weights, options)
+
+    return calibrated
+
+
+def calibrate_tiny(described, weights, options):
+    model = load_float_model(described, weights)
     before = model(torch.arange(20)[None]).logits
     result = calibrate(
-        Described(tiny),
+        described,
         model,
-        tiny.weights,
+        weights,
         ExportOptions(**{"calib_samples": 16, "calib_seq_len": 32, **options}),
         QuietProgress(),
     )
@@ -54,7 +72,7 @@ def loss_of(tiny, result, quantization=None) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scheme", ["w4a4kv4", "w3a3kv3"])
-def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model):
+def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model, run):
     tiny = tiny_model(family)
     result = run(tiny, scheme=scheme, transform="bdq", weights="rtn")
     bits = int(scheme[3])
@@ -67,6 +85,7 @@ def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model):
     assert {layer: (spec.key_bits, spec.value_bits) for layer, spec in result.kv.items()} == dict.fromkeys(
         range(3), (bits, bits)
     )
+    assert len(result.activation_flatness) == 3 * 4
     for names in dict(tiny.architecture.residual_readers).values():
         shared = {id(result.online[tiny.architecture.layer_path(0, path)]) for path in names}
         assert len(shared) == 1, "the linears of a site share one transform"
@@ -79,15 +98,17 @@ def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
-def test_the_parts_of_a_result_belong_together(family, tiny_model):
+def test_the_parts_of_a_result_belong_together(family, tiny_model, run):
     tiny = tiny_model(family)
-    result = run(tiny, scheme="w4a8kv8", transform="bdq", weights="gptq", ops="bdq")
-    found = loss_of(tiny, result)
-    assert found < 4 * result.loss  # other tokens, the same model
-    assert loss_of(tiny, result, FakeQuantization(result.activations, {}, result.kv)) > 2 * found or not result.online
+    result = run(tiny, scheme="w4a8kv8", transform="hadamard", weights="gptq", ops="bdq")
+    assert result.online
+    right = loss_of(tiny, result)
+    assert right < 0.5 * loss_of(tiny, result, FakeQuantization(result.activations, {}, result.kv))
+    wrong = {path: ActivationQuantization(8, 0.1) for path in result.activations}
+    assert right < 0.5 * loss_of(tiny, result, FakeQuantization(wrong, result.online, result.kv))
 
 
-def test_the_same_seed_gives_the_same_bytes(tiny_model):
+def test_the_same_seed_gives_the_same_bytes(tiny_model, run):
     tiny = tiny_model("llama")
     results = [run(tiny, scheme="w4a4kv4", weights="gptq", seed=3) for _ in range(2)]
     first, second = results
@@ -101,7 +122,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny_model):
         assert np.array_equal(online.diagonal, second.online[path].diagonal)
 
 
-def test_auto_measures_with_quantized_activations_and_keeps_the_best(tiny_model):
+def test_auto_measures_with_quantized_activations_and_keeps_the_best(tiny_model, run):
     tiny = tiny_model("llama")
     result = run(tiny, scheme="w4a4kv4", weights="rtn")
     losses = {candidate.name: candidate.loss for candidate in result.candidates}
@@ -109,14 +130,14 @@ def test_auto_measures_with_quantized_activations_and_keeps_the_best(tiny_model)
     assert losses[result.transform] == min(losses.values())
 
 
-def test_weights_lie_on_the_odd_grid_where_it_fits_better_and_operators_read_it(tiny_model):
+def test_weights_lie_on_the_odd_grid_where_it_fits_better_and_operators_read_it(tiny_model, run):
     result = run(tiny_model("llama_biases"), scheme="w2a8", transform="none", weights="rtn", ops="bdq")
     assert ODD in {weight.spec.grid for weight in result.quantized.values()}
     result = run(tiny_model("llama_biases"), scheme="w2a16kv8", transform="none", weights="rtn")
     assert ODD not in {weight.spec.grid for weight in result.quantized.values()}
 
 
-def test_a_quantized_cache_alone_changes_no_linear(tiny_model):
+def test_a_quantized_cache_alone_changes_no_linear(tiny_model, run):
     tiny = tiny_model("llama")
     result = run(tiny, scheme="w4a16kv4", transform="bdq", weights="gptq")
     assert not result.activations
