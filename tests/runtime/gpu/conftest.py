@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import mmap
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+_LIBC = ctypes.CDLL(None)
 
 
 class _Type:
@@ -64,11 +67,27 @@ class DevicePointer:
         return ()
 
 
-def _argument(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        assert value.flags.c_contiguous
-        return DevicePointer(value.ctypes.data, str(value.dtype))
-    return value
+class GuardedCopy:
+    """A copy of an array whose last byte is the last of a page, before and after which nothing may be touched."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous
+        self.array = array
+        self.pages = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, self.pages + 2 * mmap.PAGESIZE)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.address = first + mmap.PAGESIZE + self.pages - array.nbytes
+        for guard in (first, first + mmap.PAGESIZE + self.pages):
+            assert _LIBC.mprotect(ctypes.c_void_p(guard), mmap.PAGESIZE, 0) == 0
+        ctypes.memmove(self.address, array.ctypes.data, array.nbytes)
+
+    def pointer(self) -> DevicePointer:
+        """What a kernel gets."""
+        return DevicePointer(self.address, str(self.array.dtype))
+
+    def copy_back(self) -> None:
+        """What the kernel wrote, to the array."""
+        ctypes.memmove(self.array.ctypes.data, self.address, self.array.nbytes)
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +102,20 @@ def interpreted() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def launch(interpreted: Callable[[str], ModuleType]) -> Callable[..., None]:
-    """Run a kernel: `launch("rows.quantize_rows", grid, *arguments, **constants)`; arrays are device memory."""
+    """Run a kernel: `launch("rows.quantize_rows", grid, *arguments, **constants)`; arrays are device memory.
+
+    A kernel that touches memory beside its arrays ends the process.
+    """
 
     def run(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         module, _, name = kernel.partition(".")
         function = getattr(interpreted(module), name)
+        copies = {id(value): GuardedCopy(value) for value in arguments if isinstance(value, np.ndarray)}
+        values = [copies[id(value)].pointer() if id(value) in copies else value for value in arguments]
         with np.errstate(over="ignore", invalid="ignore"):  # in lanes whose results nobody stores
-            function[grid](*(_argument(value) for value in arguments), **constants)
+            function[grid](*values, **constants)
+        for copy in copies.values():
+            copy.copy_back()
 
     return run
 
