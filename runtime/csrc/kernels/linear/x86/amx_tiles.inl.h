@@ -64,12 +64,12 @@ template <bool tall, int panels> void amx_channels(const Multiplication& m, cons
 template <bool tall, int panels> void amx_blocks(const Multiplication& m, const Part& part, std::int64_t row, std::int64_t rows,
                                                  std::int32_t* out) {
   alignas(64) std::int32_t exact[32 * 32];
-  const std::int64_t each = m.spec.block_size / kChunk, before = part.first / each;
+  const std::int64_t block = m.spec.block_size / kChunk, before = part.first / block;
   const std::int8_t* a = m.codes(row) + part.first * 1024;
   auto* sums = reinterpret_cast<float*>(out);
-  for (std::int64_t b = 0, c = 0; c < part.chunks; ++b, c += each) {
+  for (std::int64_t b = 0, c = 0; c < part.chunks; ++b, c += block) {
     zero_tiles();
-    const std::int64_t chunks = each < part.chunks - c ? each : part.chunks - c;
+    const std::int64_t chunks = block < part.chunks - c ? block : part.chunks - c;
     tile_chunks<tall, panels>(a + c * 1024, 16 * m.padded_K(), part.codes + c * 1024, part.chunks * 1024, chunks);
     store_tiles<tall, panels>(exact);
     const __m512 scale[2] = {_mm512_loadu_ps(part.scales + b * 32), _mm512_loadu_ps(part.scales + b * 32 + 16)};
@@ -107,7 +107,7 @@ void multiply_amx(const Multiplication& m, std::int64_t begin, std::int64_t end,
   if (!tiles) return multiply<Vector512, VnniDot>(m, begin, end, group_begin, group_end, scratch);
   const TileConfig config;
   _tile_loadconfig(&config);
-  in_spans(group_begin, group_end, [&](std::int64_t from, std::int64_t to) {
+  in_spans(m, group_begin, group_end, [&](std::int64_t from, std::int64_t to) {
     multiply_many<Vector512>(
         m, begin, end, from, to, scratch, m.spec.block_size == 0 ? kAmxChunks : kAmxBlockChunks, [](const Part&) {},
         [&](const Part& part, std::int64_t row, std::int64_t last, std::int32_t* out) { rows_by_tiles(m, part, row, last, out); });

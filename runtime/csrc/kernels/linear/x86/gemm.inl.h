@@ -19,6 +19,11 @@ template <class V, int bits> void decode_part(const Multiplication& m, std::int6
       for (int half = 0; half < kParts; ++half) {
         typename V::I w[8];
         decode<V, bits>(panel + half * 32, s, w);
+        if (half == 0) {
+          each<bits>([&](auto line) BDQ_INLINE {
+            _mm_prefetch(reinterpret_cast<const char*>(panel + s * 64 * bits + 64 * line.value + kPrefetch), _MM_HINT_T0);
+          });
+        }
         if (bits < 8 && m.spec.odd_grid) {
           for (int i = 0; i < 8; ++i) w[i] = V::add8(w[i], w[i]);
         }

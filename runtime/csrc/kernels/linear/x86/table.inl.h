@@ -12,11 +12,11 @@ void multiply_integers(const Multiplication& m, std::int64_t begin, std::int64_t
       [&](const Part& part, std::int64_t from, std::int64_t to, std::int32_t* out) { rows(m, part, from, to, out); });
 }
 
-// At most kMostGroups groups at once, so that accumulators stay in the second-level cache.
-template <class Run> void in_spans(std::int64_t begin, std::int64_t end, Run&& run) {
-  for (std::int64_t first = begin; first < end; first += kMostGroups) {
-    run(first, first + kMostGroups < end ? first + kMostGroups : end);
-  }
+// At most kMostGroups groups at once, so that accumulators stay in the second-level cache; one at a time for few rows, so that the
+// weight is read from one end to the other.
+template <class Run> void in_spans(const Multiplication& m, std::int64_t begin, std::int64_t end, Run&& run) {
+  const std::int64_t span = m.a.M <= 4 * kRowTile ? 1 : kMostGroups;
+  for (std::int64_t first = begin; first < end; first += span) run(first, first + span < end ? first + span : end);
 }
 
 template <class V, class D>
@@ -26,7 +26,7 @@ void multiply(const Multiplication& m, std::int64_t begin, std::int64_t end, std
     if (m.spec.activation_bits == 16) return multiply_real<V>(m, begin, end, group_begin, group_end, scratch);
     return multiply_few<V, D>(m, group_begin, group_end);
   }
-  in_spans(group_begin, group_end, [&](std::int64_t from, std::int64_t to) {
+  in_spans(m, group_begin, group_end, [&](std::int64_t from, std::int64_t to) {
     if (m.spec.activation_bits == 16) return multiply_real<V>(m, begin, end, from, to, scratch);
     multiply_integers<V, D>(m, begin, end, from, to, scratch);
   });
