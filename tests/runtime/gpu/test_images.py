@@ -22,7 +22,7 @@ REGISTERS = 64 * KIB
 """Of a multiprocessor: a block needs them all at once."""
 TENSOR = {80: "IMMA", 89: "IMMA", 90: "IGMMA", 100: "UTCIMMA", 120: "IMMA"}
 FLOAT_TENSOR = {"HMMA", "HGMMA", "UTCHMMA"}
-STACK = {"low_bit_gemm": 128, "cached_attention": 1200}
+STACK = {"low_bit_gemm": 64, "cached_attention": 640}
 """Bytes of a thread that may spill; 0 for other kernels."""
 LARGEST_ARCHIVE = 1 << 20
 
