@@ -20,6 +20,7 @@ from bdq_export.progress import Progress, make_progress
 if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import RenderableType
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from bdq_export.calibrate import CalibrationResult
@@ -156,7 +157,7 @@ def _export(
         weights = checkpoint.weights()
         model = load_float_model(checkpoint, weights)
     calibration = calibrate(checkpoint, model, weights, options, progress)
-    graph = _build(checkpoint, calibration, model, options, progress)
+    graph = _build(checkpoint, calibration, model, weights, options, progress)
     with progress.stage("quantize graph"):
         _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)
     return _write(graph, checkpoint, calibration, model, layout, options, force, progress)
@@ -166,10 +167,15 @@ def _build(
     checkpoint: Checkpoint,
     calibration: CalibrationResult,
     model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
     options: ExportOptions,
     progress: Progress,
 ) -> ir.Model:
-    """The float graph over the folded weights, compared with torch."""
+    """The float graph over the folded weights, compared with torch, which computes with `weights` again afterwards.
+
+    Folded weights alone are another model where linears are to transform their inputs online: neither the graph nor
+    torch does so here.
+    """
     from bdq_export.builders import build_float_graph, check_float_graph
     from bdq_export.float_model import replace_weights
 
@@ -179,6 +185,8 @@ def _build(
         replace_weights(model, checkpoint.architecture, calibration.weights)
         error = check_float_graph(graph, model, checkpoint.dimensions, options.seed)
         logger.info("float graph equals torch: largest logit difference %.2g standard deviations", error)
+        model.config.tie_word_embeddings = checkpoint.dimensions.tied  # a rotated lm_head untied it
+        replace_weights(model, checkpoint.architecture, weights)
     return graph
 
 
@@ -214,16 +222,19 @@ def _write(
 ) -> ExportResult:
     """Write, open again, compare with the float model, and put everything in place."""
     from bdq_export.commands.export_report import make_report, model_metadata
+    from bdq_export.commands.graph_summary import bdq_operators
     from bdq_export.package.contents import write_documents, write_side_files
+    from bdq_export.package.op_library import find_op_library
     from bdq_export.package.writer import staged_output
     from bdq_export.verify import torch_reference, verify
 
     inputs = [str(value.name) for value in graph.graph.inputs]
+    library = find_op_library(*bdq_operators(graph))
     with staged_output(layout, force) as staged:
         with progress.stage("write"):
             model_metadata(graph, checkpoint, calibration, options).write(graph)
             staged.save_model(graph)
-            write_side_files(staged, checkpoint, inputs)
+            write_side_files(staged, checkpoint, inputs, None if library is None else library.path)
         verification = verify(
             staged.onnx_path,
             torch_reference(model),
@@ -231,7 +242,7 @@ def _write(
             _min_top1(options),
             progress=progress,
         )
-        report = make_report(graph, checkpoint, calibration, options, verification, progress)
+        report = make_report(graph, checkpoint, calibration, options, verification, progress, library)
         report = write_documents(staged, checkpoint, options, report, inputs)
         paths = staged.publish()
     verification.require()

@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import bdq_export
-from bdq_export.options import MATMULNBITS, ExportOptions
+from bdq_export.commands.graph_summary import bdq_operators, executed_precision
+from bdq_export.options import ExportOptions
 from bdq_export.package.metadata import ModelMetadata
+from bdq_export.package.op_library import OpLibrary
 from bdq_export.progress import Progress
 from bdq_export.report.report import ExportReport
 from bdq_export.report.weight_error import weight_errors
@@ -35,24 +37,8 @@ def model_metadata(
         executed_precision=executed_precision(graph),
         transform=calibration.transform,
         family=checkpoint.architecture.name,
+        operators_version=bdq_operators(graph)[1] or None,
     )
-
-
-def executed_precision(graph: ir.Model) -> str:
-    """What the kernels of the linears really multiply in, for example "w4a8 x150, w8a8 x1"."""
-    from bdq_passes import annotations
-
-    counts: dict[str, int] = {}
-    for node in annotations.with_role(graph, annotations.LINEAR):
-        spec = annotations.spec(node)
-        if spec is None:
-            name = "float32"
-        else:
-            static = annotations.has_static_activations(node)
-            int8 = static or annotations.executed(node) == "int8"
-            name = f"w{spec.bits}a{'8' if int8 else '32'}" + (" static" if static else "")
-        counts[name] = counts.get(name, 0) + 1
-    return ", ".join(f"{name} in {count} linears" for name, count in sorted(counts.items()))
 
 
 def make_report(
@@ -62,6 +48,7 @@ def make_report(
     options: ExportOptions,
     verification: Verification,
     progress: Progress,
+    library: OpLibrary | None = None,
 ) -> ExportReport:
     """Everything worth knowing about one export, but for the sizes of files."""
     return ExportReport(
@@ -82,13 +69,18 @@ def make_report(
         weight_flatness=calibration.weight_flatness,
         weight_errors=weight_errors(calibration.weights, calibration.quantized),
         verification=verification,
-        notes=_notes(checkpoint, calibration, options),
-        warnings=calibration.warnings,
+        notes=_notes(checkpoint, calibration, options, graph),
+        warnings=(*calibration.warnings, *_library_warnings(library)),
+        operators=() if library is None else library.operators,
+        op_library=None if library is None else library.name,
+        op_library_platform=None if library is None or library.path is None else library.platform,
         versions={name: _version(name) for name in _LIBRARIES},
     )
 
 
-def _notes(checkpoint: Checkpoint, calibration: CalibrationResult, options: ExportOptions) -> tuple[str, ...]:
+def _notes(
+    checkpoint: Checkpoint, calibration: CalibrationResult, options: ExportOptions, graph: ir.Model
+) -> tuple[str, ...]:
     notes = [calibration.reason]
     if checkpoint.dimensions.tied:
         untied = f"{checkpoint.architecture.lm_head}.weight" in calibration.weights
@@ -97,9 +89,16 @@ def _notes(checkpoint: Checkpoint, calibration: CalibrationResult, options: Expo
             if untied
             else "embedding and lm_head are tied: one quantized table serves both"
         )
-    if options.linear_ops == MATMULNBITS and options.accuracy_level == 4:
+    rounds = options.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in graph.graph)
+    if rounds:
         notes.append("MatMulNBits at accuracy level 4 rounds activations to int8 inside the kernel")
     return tuple(notes)
+
+
+def _library_warnings(library: OpLibrary | None) -> tuple[str, ...]:
+    if library is None or library.path is not None:
+        return ()
+    return (f"no op library lies beside the model ({library.reason}); it runs on standard operators, which is slower",)
 
 
 def _weight_bytes(graph: ir.Model) -> int:

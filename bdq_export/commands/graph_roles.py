@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bdq_runtime.opset import OPERATORS
+
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
@@ -33,6 +35,18 @@ _ROLES: dict[str, dict[int, str]] = {
     "GroupQueryAttention": {7: "rotary tables", 8: "rotary tables", 12: _SCALES, 13: _SCALES},
     "RotaryEmbedding": {1: "rotary tables", 2: "rotary tables", 3: "rotary tables"},
     "Add": {0: "biases", 1: "biases"},
+}
+_BDQ_ROLES = {
+    "weight": "linears",
+    "scales": _SCALES,
+    "bias": "biases",
+    "diagonal": "online transforms",
+    "cos_cache": "rotary tables",
+    "sin_cache": "rotary tables",
+}
+_ROLES |= {
+    name: {index: _BDQ_ROLES[each] for index, each in enumerate(operator.inputs) if each in _BDQ_ROLES}
+    for name, operator in OPERATORS.items()
 }
 _NORM_OPS = ("RMSNormalization", "LayerNormalization")
 _THROUGH = ("Cast", "Reshape", "Transpose", "Identity", "DequantizeLinear", "Slice", "Squeeze", "Unsqueeze")

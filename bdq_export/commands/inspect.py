@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,37 +12,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bdq_export.commands.graph_roles import initializer_roles, tensor_bytes
+from bdq_export.commands.precisions import (
+    CachePrecision,
+    Precision,
+    cache_precisions,
+    derived_scheme,
+    linear_precisions,
+)
 from bdq_export.commands.runtime_errors import invalid_input
 from bdq_export.errors import InvalidInputError, MissingDependencyError
 from bdq_export.package.metadata import read_metadata
+from bdq_runtime.opset import DOMAIN
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-
-_FLOAT_MATMULS = ("MatMul", "Gemm", "FusedMatMul")
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How one group of linears runs.
-
-    Attributes:
-        op: operator.
-        count: nodes.
-        weight_bits: of the stored weights; 16 and 32 are float.
-        block_size: columns that share a scale; 0 is one scale for each row or tensor.
-        symmetric: whether no zero points are stored.
-        executed: weights and activations as the kernel computes them, such as "w4a8".
-        note: the same in words.
-    """
-
-    op: str
-    count: int
-    weight_bits: int
-    block_size: int
-    symmetric: bool
-    executed: str
-    note: str
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -56,6 +37,8 @@ class InspectResult:
         scheme: as the exporter wrote it, else derived from the linears ("derived" is then True).
         derived: whether `scheme` is a guess.
         precisions: groups of linears, the most frequent first.
+        caches: groups of attention nodes, the most frequent first.
+        op_library: whether the library that the model's `bdq` operators run fast with is there, in words.
         file_bytes: size of each file of the model.
         role_bytes: bytes of the weights by role, the largest first.
         ops: nodes by operator, the most frequent first; contrib operators with their domain.
@@ -67,6 +50,8 @@ class InspectResult:
     scheme: str
     derived: bool
     precisions: tuple[Precision, ...]
+    caches: tuple[CachePrecision, ...]
+    op_library: str
     file_bytes: dict[str, int]
     role_bytes: dict[str, int]
     ops: dict[str, int]
@@ -94,7 +79,8 @@ def inspect(model: str | Path) -> InspectResult:
         path = ModelFolder.of(model).model
     proto = _load(path)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    precisions = _precisions(proto.graph)
+    precisions = linear_precisions(proto.graph)
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     declared = read_metadata(metadata).get("scheme")
     names = (f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in proto.graph.node)
     roles: Counter[str] = Counter()
@@ -102,15 +88,32 @@ def inspect(model: str | Path) -> InspectResult:
         roles[role] += tensor_bytes(tensor)
     return InspectResult(
         model=str(path),
-        scheme=declared or _derived_scheme(precisions),
+        scheme=declared or derived_scheme(precisions),
         derived=declared is None,
         precisions=precisions,
+        caches=cache_precisions(proto.graph),
+        op_library=_op_library(opsets.get(DOMAIN)),
         file_bytes=_file_bytes(path, proto),
         role_bytes=dict(roles.most_common()),
         ops=dict(Counter(names).most_common()),
-        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        opsets=opsets,
         metadata=metadata,
     )
+
+
+def _op_library(version: int | None) -> str:
+    """What is known of the op library for a model of `version` of the operators."""
+    from bdq_runtime.library import LibraryError, library_info
+
+    if version is None:
+        return "not needed: stock operators only"
+    try:
+        found = library_info()
+    except LibraryError as error:
+        return f"not found, so bdq operators run as their functions, which is slower: {error}"
+    if found.version < version:
+        return f"too old: version {found.version}, the model's operators are of version {version}; upgrade bdq-export"
+    return f"found: version {found.version}, fastest kernels {found.isas[-1]}"
 
 
 def _load(path: Path) -> ModelProto:
@@ -143,80 +146,11 @@ def _file_bytes(path: Path, proto: ModelProto) -> dict[str, int]:
     return files
 
 
-def _precisions(graph: GraphProto) -> tuple[Precision, ...]:
-    found = Counter(_node_precisions(graph))
-    return tuple(Precision(op, count, *rest) for (op, *rest), count in found.most_common())
-
-
-def _node_precisions(graph: GraphProto) -> Iterator[tuple[Any, ...]]:
-    """Of each linear: op, weight bits, block size, symmetric, executed, note."""
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        if node.op_type == "MatMulNBits":
-            yield _matmul_nbits(node)
-        elif node.op_type == "QLinearMatMul":
-            yield "QLinearMatMul", 8, 0, True, "w8a8", "8-bit integers, activation scales fixed at export"
-        elif node.op_type in _FLOAT_MATMULS and len(node.input) > 1:
-            source = producers.get(node.input[1])
-            if node.input[1] in weights:
-                bits = _element_bits(weights[node.input[1]])
-                yield node.op_type, bits, 0, True, f"w{bits}a{bits}", "float weights and activations"
-            elif source is not None and source.op_type == "DequantizeLinear" and source.input[0] in weights:
-                yield _dequantized(node, source, weights, producers)
-
-
-def _matmul_nbits(node: NodeProto) -> tuple[Any, ...]:
-    values = {attribute.name: attribute.i for attribute in node.attribute}
-    bits, block = values.get("bits", 4), values["block_size"]
-    symmetric = len(node.input) < 4 or not node.input[3]
-    if values.get("accuracy_level", 0) != 4:
-        return "MatMulNBits", bits, block, symmetric, f"w{bits}a16", "float activations"
-    if bits == 2 and block in (16, 256):  # ONNX Runtime has no int8 kernel for these
-        return "MatMulNBits", bits, block, symmetric, f"w{bits}a16", "float activations (accuracy level 4 is ignored)"
-    note = "activations are quantized to int8 inside the kernel (accuracy level 4)"
-    return "MatMulNBits", bits, block, symmetric, f"w{bits}a8", note
-
-
-def _dequantized(
-    node: NodeProto, source: NodeProto, weights: dict[str, Any], producers: dict[str, Any]
-) -> tuple[Any, ...]:
-    bits = _element_bits(weights[source.input[0]])
-    block = next((a.i for a in source.attribute if a.name == "block_size"), 0)
-    symmetric = len(source.input) < 3 or not source.input[2]
-    before = producers.get(node.input[0])
-    op = f"DequantizeLinear + {node.op_type}"
-    if before is not None and before.op_type == "DequantizeLinear":
-        return (
-            op,
-            bits,
-            block,
-            symmetric,
-            f"w{bits}a8",
-            "activations quantized in the graph (QDQ), scales fixed at export",
-        )
-    return op, bits, block, symmetric, f"w{bits}a16", "ONNX Runtime may fuse it to MatMulNBits with int8 activations"
-
-
-def _element_bits(tensor: TensorProto) -> int:
-    elements: int = math.prod(tensor.dims)
-    return 8 * tensor_bytes(tensor) // max(1, elements)
-
-
-def _derived_scheme(precisions: tuple[Precision, ...]) -> str:
-    if not precisions:
-        return "unknown"
-    most = precisions[0]
-    if most.weight_bits >= 16:
-        return f"float{most.weight_bits}"
-    static = most.op != "MatMulNBits" and most.executed.endswith("a8")
-    return f"w{most.weight_bits}a{8 if static else 16}"
-
-
 def render(result: InspectResult) -> RenderableType:
     """Tables for a terminal."""
     about = Table(title=result.model, show_header=False, title_justify="left")
     about.add_row("scheme", result.scheme + (" (derived: the file does not say)" if result.derived else ""))
+    about.add_row("op library", result.op_library)
     about.add_row("opsets", ", ".join(f"{domain} {version}" for domain, version in result.opsets.items()))
     for key, value in result.metadata.items():
         about.add_row(key, value)
@@ -230,10 +164,14 @@ def render(result: InspectResult) -> RenderableType:
             "no" if group.symmetric else "yes",
             f"{group.executed}: {group.note}",
         )
+    caches = Table("attention", "nodes", "keys", "values", "rotated", title="KV cache")
+    for cache in result.caches:
+        rotated = "yes" if cache.hadamard else "no"
+        caches.add_row(cache.op, str(cache.count), f"{cache.key_bits} bits", f"{cache.value_bits} bits", rotated)
     sizes = Table("bytes of", "MB", title="sizes")
     for name, size in (*result.file_bytes.items(), *result.role_bytes.items()):
         sizes.add_row(name, f"{size / 1e6:,.2f}")
     ops = Table("operator", "nodes", title="operators")
     for name, count in result.ops.items():
         ops.add_row(name, str(count))
-    return Group(about, linears, sizes, ops)
+    return Group(about, linears, caches, sizes, ops)

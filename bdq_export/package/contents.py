@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdq_export.options import ExportOptions
@@ -19,20 +20,26 @@ if TYPE_CHECKING:
     from bdq_export.checkpoint import Checkpoint
 
 
-def write_side_files(staged: StagedOutput, checkpoint: Checkpoint, inputs: Collection[str]) -> None:
-    """Write what a program needs to run the model: tokenizer and configurations. Call it before verification.
+def write_side_files(
+    staged: StagedOutput, checkpoint: Checkpoint, inputs: Collection[str], library: Path | None = None
+) -> None:
+    """Write what a program needs to run the model: tokenizer, configurations, op library. Call it before verification.
 
     Args:
         staged: the export being written.
         checkpoint: of the source model.
         inputs: input names of the graph.
+        library: op library to copy beside the model.
 
     Raises:
         InvalidInputError: a file of the checkpoint is not readable as what its name says.
         ResourceError: the disk is full.
     """
-    for name, content in side_files(checkpoint, staged.layout.onnx_name, inputs).items():
+    beside = None if library is None else library.name
+    for name, content in side_files(checkpoint, staged.layout.onnx_name, inputs, beside).items():
         staged.write(name, content)
+    if library is not None:
+        staged.write(library.name, library.read_bytes())
 
 
 def write_documents(

@@ -24,6 +24,8 @@ class ModelMetadata:
         executed_precision: what the kernels really compute in, for example "int8 activations (accuracy_level 4)".
         transform: the transform that was chosen.
         family: `Architecture.name`.
+        operators_version: of the `bdq` operators, for a model that uses them: an op library must have this version or
+            a newer one. None is not written.
     """
 
     version: str
@@ -33,11 +35,13 @@ class ModelMetadata:
     executed_precision: str
     transform: str
     family: str
+    operators_version: int | None = None
 
     def write(self, model: ir.Model) -> None:
         """Put the values into `model`, with this tool as its producer."""
         for key, value in asdict(self).items():
-            model.metadata_props[PREFIX + key] = str(value)
+            if value is not None:
+                model.metadata_props[PREFIX + key] = str(value)
         model.producer_name = PRODUCER
         model.producer_version = self.version
 

@@ -56,6 +56,8 @@ def model_card(
         run_path="." if onnx_name == "model.onnx" else onnx_name,
         inputs=[name for name in inputs if not name.startswith(("past_key_values.", _LOGITS_TO_KEEP))],
         counts_logits=_LOGITS_TO_KEEP in inputs,
+        onnx_name=onnx_name,
+        quantized_cache=any(name.endswith("KVAttention") for name in report.operators),
     )
     return text.encode()
 

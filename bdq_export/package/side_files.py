@@ -19,7 +19,9 @@ _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 _PATH_KEYS = ("_name_or_path", "name_or_path")
 
 
-def side_files(checkpoint: Checkpoint, onnx_name: str, inputs: Collection[str]) -> dict[str, bytes]:
+def side_files(
+    checkpoint: Checkpoint, onnx_name: str, inputs: Collection[str], custom_ops_library: str | None = None
+) -> dict[str, bytes]:
     """Content of the side files by name.
 
     Files are copied as bytes, except where tokenizer_config.json states a `model_max_length` beyond the context
@@ -30,6 +32,7 @@ def side_files(checkpoint: Checkpoint, onnx_name: str, inputs: Collection[str]) 
         checkpoint: of the source model.
         onnx_name: file name of the model.
         inputs: input names of the graph.
+        custom_ops_library: file name of the op library beside the model; None where there is none.
 
     Raises:
         InvalidInputError: a file is not readable as what its name says, or far too big.
@@ -47,7 +50,8 @@ def side_files(checkpoint: Checkpoint, onnx_name: str, inputs: Collection[str]) 
             files[name] = _read(directory / name)
     tokens = special_tokens(checkpoint.config, generation, _tokenizer_eos(files))
     family, dimensions = checkpoint.architecture.name, checkpoint.dimensions
-    files["genai_config.json"] = to_json(genai_config(family, dimensions, tokens, generation, onnx_name, inputs))
+    genai = genai_config(family, dimensions, tokens, generation, onnx_name, inputs, custom_ops_library)
+    files["genai_config.json"] = to_json(genai)
     return files
 
 

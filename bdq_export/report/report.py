@@ -80,6 +80,9 @@ class ExportReport:
         verification: None when it was not run.
         notes: facts to know, for example that tied embeddings were untied.
         warnings: things that may go wrong.
+        operators: names of the `bdq` operators in the model; empty for a model of stock operators.
+        op_library: file name of the op library beside the model, None where there is none.
+        op_library_platform: what that library is built for.
         versions: of the libraries that were used.
     """
 
@@ -103,6 +106,9 @@ class ExportReport:
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    op_library: str | None = None
+    op_library_platform: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -154,9 +154,12 @@ def test_missing_file_is_one_clear_line(toy_checkpoint: Checkpoint) -> None:
         side_files(toy_checkpoint, "out.onnx", INPUTS)
 
 
-def test_metadata_round_trips(model: Any) -> None:
-    metadata = ModelMetadata("0.1.0", "w4a16", 3, "ab" * 32, "float32", "bdq", "llama")
+@pytest.mark.parametrize("version", [None, 1])
+def test_metadata_round_trips(model: Any, version: int | None) -> None:
+    metadata = ModelMetadata("0.1.0", "w4a16", 3, "ab" * 32, "float32", "bdq", "llama", version)
     metadata.write(model)
-    assert read_metadata(model.metadata_props) == {k: str(v) for k, v in dataclasses.asdict(metadata).items()}
+    fields = {k: str(v) for k, v in dataclasses.asdict(metadata).items() if v is not None}
+    assert read_metadata(model.metadata_props) == fields
+    assert ("operators_version" in fields) == (version is not None)
     assert model.producer_name == "bdq-export"
     assert read_metadata({"other.key": "1"}) == {}
