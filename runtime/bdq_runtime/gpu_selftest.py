@@ -79,7 +79,7 @@ def obstacle() -> str | None:
     if PROVIDER not in available:
         return (
             f"onnxruntime {ort.__version__} here has {', '.join(available)}, but no {PROVIDER}: "
-            "pip uninstall onnxruntime, then pip install 'bdq-export[gpu]'"
+            "install onnxruntime-gpu instead (docs/install.md)"
         )
     try:
         options = ort.SessionOptions()

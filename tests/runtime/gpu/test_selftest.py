@@ -72,5 +72,5 @@ def test_without_a_gpu_nothing_is_claimed(capsys: pytest.CaptureFixture[str], mo
     assert main([]) == 2
     captured = capsys.readouterr()
     assert "NOT tested" in captured.err
-    assert "pip install 'bdq-export[gpu]'" in captured.err
+    assert "install onnxruntime-gpu" in captured.err
     assert captured.out == ""
