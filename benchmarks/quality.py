@@ -3,7 +3,8 @@
     python benchmarks/quality.py MODEL_DIR TEXT --out FOLDER [--windows 12] [--only NAME ...] [--json FILE]
 
 Each row is exported, and its perplexity taken on the exported ONNX file: windows of 1024 tokens that do not overlap,
-the first token of each unscored. An export that is already in FOLDER is measured again, not made again.
+the first token of each unscored. An export that is already in FOLDER is not made again, and a row that is already in
+the JSON file is not measured again: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -89,7 +90,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     given = parser.parse_args(None if arguments is None else list(arguments))
     given.out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
+    if given.json and given.json.exists():
+        rows = json.loads(given.json.read_text())
     for name in given.only:
+        if name in rows:
+            continue
         folder = given.out / name.replace(", ", "-").replace(" ", "_")
         rows[name] = measure(given.model_dir, given.text, folder, ROWS[name], given.windows)
         print(name, rows[name], flush=True)
