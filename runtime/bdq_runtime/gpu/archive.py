@@ -92,17 +92,21 @@ def manifest(entries: Sequence[Entry], archive: bytes, triton: str, details: Map
 
 
 def sources_digest() -> str:
-    """SHA-256 of the kernels' sources; comments, docstrings and layout do not count."""
+    """SHA-256 of the kernels' sources without docstrings, whole-line comments and spaces."""
     digest = hashlib.sha256()
     folder = files("bdq_runtime.gpu").joinpath("kernels")
     for source in sorted(folder.iterdir(), key=lambda path: path.name):
         if not source.name.endswith(".py"):
             continue
-        tree = ast.parse(source.read_text())
-        for node in ast.walk(tree):
+        text = source.read_text()
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(f"{source.name}\n{ast.unparse(tree)}\n".encode())
+                lines[node.body[0].lineno - 1 : node.body[0].end_lineno] = [
+                    "" for _ in range(node.body[0].lineno - 1, node.body[0].end_lineno or 0)
+                ]
+        code = ["".join(line.split()) for line in lines if not line.lstrip().startswith("#")]
+        digest.update(f"{source.name}:{''.join(code)}\n".encode())
     return digest.hexdigest()
 
 
