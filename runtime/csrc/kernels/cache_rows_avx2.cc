@@ -52,7 +52,8 @@ BDQ_AVX2 void unpack3(const std::uint8_t* row, std::uint8_t* codes, std::int64_t
   for (int t = 0; t < 4; ++t) {
     for (std::int64_t i = 0; i < quarter; i += 16) {
       const std::int64_t channel = t * quarter + i, field = channel / eighth;
-      const __m128i word = D == 64 ? _mm_castpd_si128(_mm_loaddup_pd(reinterpret_cast<const double*>(high_plane))) : load16(high_plane + channel % eighth);
+      const __m128i word = D == 64 ? _mm_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high_plane)))
+                                   : load16(high_plane + channel % eighth);
       const __m128i bit = _mm_and_si128(_mm_srlv_epi64(word, _mm_add_epi64(fields, _mm_set1_epi64x(field))), one);
       const __m128i part = _mm_and_si128(_mm_srl_epi16(load16(row + i), _mm_cvtsi32_si128(2 * t)), low);
       store16(codes + channel, _mm_or_si128(part, _mm_slli_epi16(bit, 2)));
