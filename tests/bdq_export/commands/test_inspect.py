@@ -78,6 +78,7 @@ def test_roles_and_sizes(tmp_path: Path) -> None:
     assert found.opsets == {"ai.onnx": 23, "com.microsoft": 1}
     assert (found.scheme, found.derived) == ("w4a16", False)
     assert found.metadata["other"] == "x"
+    assert found.op_library == "not needed: stock operators only"
     assert json.loads(json.dumps(found.to_dict()))["precisions"][0]["executed"] == "w4a8"
     assert render(found) is not None
 
@@ -145,3 +146,43 @@ def test_without_onnx_it_says_what_to_install(tmp_path: Path) -> None:
     )
     assert "MissingDependencyError" in done.stderr
     assert 'pip install "bdq-export[export]"' in done.stderr
+
+
+def test_bdq_operators_say_what_they_compute(tmp_path: Path) -> None:
+    linear = {"K": 64, "N": 32, "weight_bits": 3, "weight_grid": 1, "activation_bits": 4, "domain": "bdq"}
+    attention = {"num_heads": 2, "kv_num_heads": 1, "head_size": 32, "key_bits": 4, "value_bits": 3, "scale": 0.1}
+    arrays = {"w": np.zeros((2, 1, 384), np.uint8), "s": np.zeros((2, 1, 16), np.float16), "d": np.ones(64, np.float32)}
+    nodes = [
+        helper.make_node("HadamardLowBitLinear", ["x", "d", "w", "s"], ["y"], "q_proj", hadamard_size=64, **linear),
+        helper.make_node(
+            "KVAttention", ["x", "x", "x", "p", "p", "l", "t"], ["z", "k", "v"], domain="bdq", hadamard=1, **attention
+        ),
+    ]
+    x, z = (helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "z"))
+    weights = [numpy_helper.from_array(value, name) for name, value in arrays.items()]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("bdq", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [z], weights), opset_imports=opsets, ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    found = inspect(tmp_path)
+    (group,) = found.precisions
+    assert (group.op, group.weight_bits, group.block_size, group.executed) == (
+        "bdq::HadamardLowBitLinear",
+        3,
+        0,
+        "w3a4",
+    )
+    assert "inputs rotated" in group.note
+    assert "odd grid" in group.note
+    (cache,) = found.caches
+    assert (cache.op, cache.count, cache.key_bits, cache.value_bits, cache.hadamard) == (
+        "bdq::KVAttention",
+        1,
+        4,
+        3,
+        True,
+    )
+    assert found.role_bytes["linears"] == 2 * 384
+    assert found.role_bytes["online transforms"] == 64 * 4
+    assert found.op_library.startswith(("found: version", "not found"))
+    assert (found.scheme, found.derived) == ("w3a4", True)
+    assert render(found) is not None
