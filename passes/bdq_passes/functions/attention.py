@@ -13,8 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bdq_passes.functions.body import Body
-from bdq_passes.functions.cache_rows import dequantize_rows, pack_codes, quantize_rows
+from bdq_passes.functions.cache_rows import Quantized, dequantize_rows, pack_codes, quantize_rows
 from bdq_passes.functions.hadamard import hadamard
+
+_HIDDEN = -60.0
+"""The score of a key that is not seen, where the largest is not below 0: its weight of e^-60 is below any rounding."""
 
 
 def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
@@ -33,12 +36,14 @@ def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
     query_key = body.choose("hadamard", int, transformed)
     counts = body.shape(body.attribute("num_heads"), body.attribute("kv_num_heads"))
     query, key = body.ops("Split", query_key, counts, outputs=2, axis=2)
-    rows = _rows(body, key, value)
+    quantized = _quantize(body, body.op("Concat", key, value, axis=2))
+    rows = _rows(body, quantized)
     pasts = (inputs["past_key"], inputs["past_value"])
     presents = _append(body, pasts, rows, _places(body, inputs["seqlens_k"], positions), total)
     numbers = body.op("Range", np.int64(0), total, np.int64(1))
     keys, values = _dequantize(body, presents, numbers)
-    output = _attend(body, query, keys, values, _mask(body, positions, numbers))
+    own = body.cut(quantized.values, 2, 0, body.attribute("kv_num_heads"))
+    output = _attend(body, query, own, keys, values, _seen(body, positions, numbers))
     return output, *presents
 
 
@@ -87,33 +92,29 @@ def _rotate(body: Body, x: ir.Value, positions: ir.Value, cos_cache: ir.Value, s
     return body.op("Add", body.op("Mul", x, cos), body.op("Mul", swapped, sin))
 
 
-def _rows(body: Body, key: ir.Value, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Cache rows uint8 `[B, kv_num_heads, S, row]` of key and value heads `[B, S, kv_num_heads, D]`."""
-    kv, one = body.attribute("kv_num_heads"), np.int64(1)
-    heads = body.op("Range", np.int64(0), body.op("Add", kv, kv), one)
-    is_key = body.reshape(body.op("Less", heads, kv), -1, 1)
+def _quantize(body: Body, heads: ir.Value) -> Quantized:
+    """Key heads and value heads `[B, S, 2 kv_num_heads, D]`, each with its bits and its clip."""
+    kv = body.attribute("kv_num_heads")
+    numbers = body.op("Range", np.int64(0), body.op("Add", kv, kv), np.int64(1))
+    is_key = body.reshape(body.op("Less", numbers, kv), -1, 1)
     bits, clip = (
         body.op("Where", is_key, body.attribute(f"key_{name}"), body.attribute(f"value_{name}"))
         for name in ("bits", "clip")
     )
-    codes, tail = quantize_rows(body, body.op("Concat", key, value, axis=2), bits, clip)
+    return quantize_rows(body, heads, bits, clip)
+
+
+def _rows(body: Body, quantized: Quantized) -> list[ir.Value]:
+    """Cache rows uint8 `[B, kv_num_heads, S, row]` of keys and of values."""
     if _same_bits(body):
-        rows = body.op("Concat", pack_codes(body, codes, "key_bits"), tail, axis=-1)
-        keys, values = body.ops(
-            "Split", body.op("Transpose", rows, perm=[0, 2, 1, 3]), outputs=2, axis=1, num_outputs=2
-        )
-        return keys, values
-    parts = zip(
-        body.ops("Split", codes, outputs=2, axis=2, num_outputs=2),
-        body.ops("Split", tail, outputs=2, axis=2, num_outputs=2),
-        ("key_bits", "value_bits"),
-        strict=True,
+        rows = body.op("Concat", pack_codes(body, quantized.codes, "key_bits"), quantized.tail, axis=-1)
+        return list(body.ops("Split", body.op("Transpose", rows, perm=[0, 2, 1, 3]), outputs=2, axis=1, num_outputs=2))
+    codes, tails = (
+        body.ops("Split", part, outputs=2, axis=2, num_outputs=2) for part in (quantized.codes, quantized.tail)
     )
-    keys, values = (
-        body.op("Transpose", body.op("Concat", pack_codes(body, part, name), end, axis=-1), perm=[0, 2, 1, 3])
-        for part, end, name in parts
-    )
-    return keys, values
+    packed = [pack_codes(body, part, name) for part, name in zip(codes, ("key_bits", "value_bits"), strict=True)]
+    rows_of = [body.op("Concat", part, tail, axis=-1) for part, tail in zip(packed, tails, strict=True)]
+    return [body.op("Transpose", rows, perm=[0, 2, 1, 3]) for rows in rows_of]
 
 
 def _same_bits(body: Body) -> bool:
@@ -146,20 +147,18 @@ def _append(
 
 
 def _dequantize(body: Body, presents: Sequence[ir.Value], numbers: ir.Value) -> Sequence[ir.Value]:
-    """Keys and values float32 `[B, kv_num_heads, 1, total, D]`; `numbers` are those of the positions."""
+    """Keys and values float32 `[B, kv_num_heads, total, D]`; `numbers` are those of the positions."""
     if _same_bits(body):
         rows = body.op("Gather", body.op("Concat", *presents, axis=1), numbers, axis=2)
-        found = body.ops("Split", dequantize_rows(body, rows, "key_bits"), outputs=2, axis=1, num_outputs=2)
-    else:
-        found = [
-            dequantize_rows(body, body.op("Gather", present, numbers, axis=2), name)
-            for present, name in zip(presents, ("key_bits", "value_bits"), strict=True)
-        ]
-    return [body.op("Unsqueeze", part, body.ints(2)) for part in found]
+        return body.ops("Split", dequantize_rows(body, rows, "key_bits"), outputs=2, axis=1, num_outputs=2)
+    return [
+        dequantize_rows(body, body.op("Gather", present, numbers, axis=2), name)
+        for present, name in zip(presents, ("key_bits", "value_bits"), strict=True)
+    ]
 
 
-def _mask(body: Body, positions: ir.Value, keys: ir.Value) -> ir.Value:
-    """What is added to scores `[B, kv_num_heads, G, S, keys]`: 0, or -inf where a token does not see a key."""
+def _seen(body: Body, positions: ir.Value, keys: ir.Value) -> ir.Value:
+    """Which keys each token sees: bool `[B, 1, 1, S, keys]`."""
     at = body.op("Unsqueeze", positions, body.ints(1, 2))
     seen = body.op("LessOrEqual", keys, at)
 
@@ -169,23 +168,49 @@ def _mask(body: Body, positions: ir.Value, keys: ir.Value) -> ir.Value:
         first = inner.op("Sub", at, inner.attribute("local_window_size"))
         return inner.op("And", seen, inner.op("Greater", keys, first))
 
-    seen = body.choose("local_window_size", lambda size: size > 0, near)
-    return body.op("Where", seen, np.float32(0), np.float32(-np.inf))
+    return body.choose("local_window_size", lambda size: size > 0, near)
 
 
-def _attend(body: Body, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value) -> ir.Value:
-    """`[B, S, num_heads * D]` of query heads `[B, S, num_heads, D]`, keys, values `[B, kv_num_heads, 1, keys, D]`."""
+def _attend(body: Body, query: ir.Value, own: ir.Value, keys: ir.Value, values: ir.Value, seen: ir.Value) -> ir.Value:
+    """`[B, S, num_heads * D]` of query heads `[B, S, num_heads, D]` and the keys of the same tokens, over all keys and
+    values `[B, kv_num_heads, keys, D]`.
+    """
     grouped = body.reshape(query, 0, 0, body.attribute("kv_num_heads"), -1, body.attribute("head_size"))
-    grouped = body.op("Mul", body.op("Transpose", grouped, perm=[0, 2, 3, 1, 4]), body.attribute("scale"))
-    scores = body.op("MatMul", grouped, body.op("Transpose", keys, perm=[0, 1, 2, 4, 3]))
+    grouped = body.op("Mul", grouped, body.attribute("scale"))
 
-    def capped(inner: Body, wanted: bool) -> ir.Value:
-        if not wanted:
-            return inner.op("Identity", scores)
+    def scores(inner: Body, is_capped: bool) -> ir.Value:
+        if not is_capped:
+            return _shifted_scores(inner, grouped, own, keys, seen)
         cap = inner.attribute("softcap")
-        return inner.op("Mul", inner.op("Tanh", inner.op("Div", scores, cap)), cap)
+        capped = inner.op("Mul", inner.op("Tanh", inner.op("Div", _products(inner, grouped, keys), cap)), cap)
+        return _hide(inner, capped, seen, inner.op("Sub", np.float32(_HIDDEN), cap))
 
-    scores = body.choose("softcap", lambda cap: cap > 0, capped)
-    found = body.op("MatMul", body.op("Softmax", body.op("Add", scores, mask), axis=-1), values)
+    weights = body.op("Softmax", body.choose("softcap", lambda cap: cap > 0, scores), axis=-1)
+    found = body.op("MatMul", weights, body.op("Unsqueeze", values, body.ints(2)))
     size = body.op("Mul", body.attribute("num_heads"), body.attribute("head_size"))
     return body.reshape(body.op("Transpose", found, perm=[0, 3, 1, 2, 4]), 0, 0, size)
+
+
+def _shifted_scores(body: Body, grouped: ir.Value, own: ir.Value, keys: ir.Value, seen: ir.Value) -> ir.Value:
+    """Scores minus each token's score of itself, which it always sees: no row has its largest below 0.
+
+    The difference is one more channel: minus that score in queries, 1 in keys.
+    """
+    products = body.op("Mul", grouped, body.op("Unsqueeze", own, body.ints(3)))
+    shift = body.op("Neg", body.op("ReduceSum", products, body.ints(-1), keepdims=1))
+    longer = body.op("Pad", keys, body.ints(0, 0, 0, 0, 0, 0, 0, 1), np.float32(1))
+    return _hide(body, _products(body, body.op("Concat", grouped, shift, axis=-1), longer), seen, np.float32(_HIDDEN))
+
+
+def _products(body: Body, grouped: ir.Value, keys: ir.Value) -> ir.Value:
+    """`[B, kv_num_heads, G, S, keys]` of queries `[B, S, kv_num_heads, G, D]`, keys `[B, kv_num_heads, keys, D]`."""
+    turned = body.op("Transpose", body.op("Unsqueeze", keys, body.ints(2)), perm=[0, 1, 2, 4, 3])
+    return body.op("MatMul", body.op("Transpose", grouped, perm=[0, 2, 3, 1, 4]), turned)
+
+
+def _hide(body: Body, scores: ir.Value, seen: ir.Value, hidden: ir.Value | np.generic) -> ir.Value:
+    """Scores of which those of keys that are not seen are at most `hidden`.
+
+    Not minus infinity: powers of e that are no normal floats make a softmax four times slower.
+    """
+    return body.op("Min", scores, body.op("Where", seen, np.float32(np.inf), hidden))

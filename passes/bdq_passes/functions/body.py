@@ -98,14 +98,27 @@ class Body:
 
     def choose(self, attribute: str, kind: Callable[[Any], Any], build: Callable[[Body, Any], ir.Value]) -> ir.Value:
         """What `build(body, kind)` gives for the kind of the calling node's attribute."""
+        return self.choose_all(attribute, kind, lambda body, given: [build(body, given)])[0]
+
+    def choose_all(
+        self, attribute: str, kind: Callable[[Any], Any], build: Callable[[Body, Any], list[ir.Value]]
+    ) -> list[ir.Value]:
+        """The same, of several values; as many for each kind.
+
+        Raises:
+            ValueError: a choice by strings, which not every evaluator compares.
+        """
         groups: dict[Any, list[Value]] = {}
         for value in sorted(self.values[attribute]):
             groups.setdefault(kind(value), []).append(value)
         return self._choose(attribute, list(groups.items()), build)
 
     def _choose(
-        self, attribute: str, groups: list[tuple[Any, list[Value]]], build: Callable[[Body, Any], ir.Value]
-    ) -> ir.Value:
+        self,
+        attribute: str,
+        groups: list[tuple[Any, list[Value]]],
+        build: Callable[[Body, Any], list[ir.Value]],
+    ) -> list[ir.Value]:
         (kind, values), *rest = groups
         if not rest:
             return build(self, kind)
@@ -118,14 +131,13 @@ class Body:
         condition = reduce(lambda a, b: self.op("Or", a, b), equals)
         then = self._branch(lambda body: build(body, kind))
         otherwise = self._branch(lambda body: body._choose(attribute, rest, build))
-        return self.op("If", condition, then_branch=then, else_branch=otherwise)
+        branches = {"then_branch": then, "else_branch": otherwise}
+        return list(self.ops("If", condition, outputs=len(then.outputs), **branches))
 
-    def _branch(self, build: Callable[[Body], ir.Value]) -> ir.Graph:
+    def _branch(self, build: Callable[[Body], list[ir.Value]]) -> ir.Graph:
         body = Body(self.values, self)
-        output = build(body)
-        if output.producer() not in body.nodes:
-            output = body.op("Identity", output)
-        return ir.Graph([], [output], nodes=body.nodes, name=f"branch_{next(self._numbers)}")
+        outputs = [output if output.producer() in body.nodes else body.op("Identity", output) for output in build(body)]
+        return ir.Graph([], outputs, nodes=body.nodes, name=f"branch_{next(self._numbers)}")
 
     def _array(self, item: ir.Value | Array | np.generic) -> Array | None:
         return self._arrays.get(item) if isinstance(item, ir.Value) else np.asarray(item)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -26,10 +28,25 @@ _LEVELS = np.array([2**bits - 1 for bits in range(1, 9)], np.float32)
 _BYTES = np.array([[1, 1 / 256, 0, 0], [0, 0, 1, 1 / 256]], np.float32)
 
 
-def quantize_rows(body: Body, x: ir.Value, bits: ir.Value, clip: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Codes, integers in float32 `[..., D]`, and tails uint8 `[..., 4]` of `x [..., D]`, whose last axis is a row.
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Rows before their codes are packed.
 
-    `bits` int64 and `clip` float32 are `[heads, 1]`. For the signs see `activations`.
+    Attributes:
+        codes: integers in float32 `[..., D]`.
+        tail: uint8 `[..., 4]`.
+        values: float32 `[..., D]`, what the rows stand for.
+    """
+
+    codes: ir.Value
+    tail: ir.Value
+    values: ir.Value
+
+
+def quantize_rows(body: Body, x: ir.Value, bits: ir.Value, clip: ir.Value) -> Quantized:
+    """The rows of the last axis of `x [..., heads, D]`.
+
+    `bits` int64 and `clip` float32 are `[heads, 1]`. Reciprocals are negative: see `activations`.
     """
     levels = body.op("Gather", _LEVELS, body.op("Sub", bits, np.int64(1)), axis=0)
     high = body.op("Mul", body.op("ReduceMax", x, body.ints(-1), keepdims=1), clip)
@@ -45,7 +62,8 @@ def quantize_rows(body: Body, x: ir.Value, bits: ir.Value, clip: ir.Value) -> tu
     tail = body.op("Concat", code, body.op("Add", zero, np.float32(32768)), axis=-1)  # [..., 2]
     # exact: products by powers of two, and sums with 0
     pieces = body.op("Cast", body.op("MatMul", tail, _BYTES), to=ir.DataType.INT32)
-    return codes, body.op("Cast", body.op("BitwiseAnd", pieces, np.int32(255)), to=ir.DataType.UINT8)
+    tail = body.op("Cast", body.op("BitwiseAnd", pieces, np.int32(255)), to=ir.DataType.UINT8)
+    return Quantized(codes, tail, body.op("Mul", body.op("Sub", codes, zero), scale))
 
 
 def pack_codes(body: Body, codes: ir.Value, bits: str) -> ir.Value:

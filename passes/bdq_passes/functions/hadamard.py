@@ -19,7 +19,7 @@ def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None,
 
     Rows become integers so small that every sum of n of them is exact: no order of addition matters. `axes` is the
     number of axes in front of K and `channels` is K, where they are known: shapes are then known too, which `attention`
-    says the use of. For the signs see `activations`.
+    says the use of. The reciprocal is negative: see `activations`.
     """
     size = body.attribute(attribute)
     log = _log2(body, size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
 from bdq_passes.functions import panels
-from bdq_passes.functions.activations import negated_codes, unsigned_codes
+from bdq_passes.functions.activations import float_codes, unsigned_codes
 from bdq_passes.functions.body import Body
 from bdq_passes.functions.hadamard import hadamard
 
@@ -19,45 +21,69 @@ def linear(body: Body, inputs: dict[str, ir.Value], axes: int | None) -> ir.Valu
     x, gated = inputs["x"], "gate" in body.values
     if "diagonal" in inputs:
         x = body.op("Mul", hadamard(body, x, "hadamard_size", body.attribute("K"), axes), inputs["diagonal"])
-    halves = 2 if gated else 1
-    scale = panels.scales(body, inputs["scales"], halves)
+    bits, clip = "activation_bits", "activation_clip"
+    halves = _halves(body, inputs, gated)
 
-    def integers(inner: Body, is_float: bool) -> ir.Value:
+    def by_activations(inner: Body, is_float: bool) -> list[ir.Value]:
         if is_float:
-            return _matmul(inner, x, inputs["weight"], scale, halves)
-        bits, clip = inner.attribute("activation_bits"), inner.attribute("activation_clip")
+            return [_matmul(inner, x, half) for half in halves]
 
-        def scaled(block: Body, has_blocks: bool) -> ir.Value:
+        def by_blocks(block: Body, has_blocks: bool) -> list[ir.Value]:
             if has_blocks:
-                codes, step = negated_codes(block, x, bits, clip)
-                return block.op("Mul", _matmul(block, codes, inputs["weight"], scale, halves), step)
+                codes, step = float_codes(block, x, bits, clip)
+                return [block.op("Mul", _matmul(block, codes, half), step) for half in halves]
             codes, step = unsigned_codes(block, x, bits, clip)
-            sums = block.op("Cast", _matmul_integer(block, codes, inputs["weight"], halves), to=ir.DataType.FLOAT)
-            return block.op("Mul", block.op("Mul", sums, step), block.reshape(scale, -1))
+            return [_scaled(block, _matmul_integer(block, codes, half.codes), step, half.scales) for half in halves]
 
-        return inner.choose("block_size", lambda size: size > 0, scaled)
+        return inner.choose_all("block_size", lambda size: size > 0, by_blocks)
 
-    y = body.choose("activation_bits", lambda bits: bits == 16, integers)
+    results = body.choose_all("activation_bits", lambda given: given == 16, by_activations)
     if "bias" in inputs:
-        y = body.op("Add", y, inputs["bias"])
-    return _gated(body, y) if gated else y
+        biases = body.ops("Split", inputs["bias"], outputs=2, axis=0, num_outputs=2) if gated else [inputs["bias"]]
+        results = [body.op("Add", y, bias) for y, bias in zip(results, biases, strict=True)]
+    return _gated(body, *results) if gated else results[0]
 
 
-def _matmul_integer(body: Body, unsigned: ir.Value, weight: ir.Value, halves: int) -> ir.Value:
-    """int32 `[..., halves * N]`: Σ q w of codes plus 128, exact on every processor.
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """The weights of all output channels, or of the half that is the gate or the other.
+
+    Attributes:
+        codes: uint8 `[K, N]`.
+        scales: float32 `[blocks, N]`.
+    """
+
+    codes: ir.Value
+    scales: ir.Value
+
+
+def _halves(body: Body, inputs: dict[str, ir.Value], gated: bool) -> list[_Half]:
+    count = 2 if gated else 1
+    codes = panels.codes(body, inputs["weight"], count)
+    scales = panels.scales(body, inputs["scales"], count)
+    return [_Half(code, scale) for code, scale in zip(codes, scales, strict=True)]
+
+
+def _scaled(body: Body, sums: ir.Value, step: ir.Value, scales: ir.Value) -> ir.Value:
+    floats = body.op("Cast", sums, to=ir.DataType.FLOAT)
+    return body.op("Mul", body.op("Mul", floats, step), body.reshape(scales, -1))
+
+
+def _matmul_integer(body: Body, unsigned: ir.Value, codes: ir.Value) -> ir.Value:
+    """int32 `[..., N]`: Σ q w of activation codes plus 128, exact on every processor.
 
     Activations are unsigned and weights signed, the form with fast kernels everywhere. Processors without 8-bit dot
     products add two products of it in 16 bits, so that weights must stay within 64: those of 8 bits are the sum of two,
     each of which multiplies the same activations.
     """
-    unpacked, zero = panels.codes(body, weight, halves), np.uint8(128)
+    zero = np.uint8(128)
 
     def product(inner: Body, is_wide: bool) -> ir.Value:
         if not is_wide:
-            return inner.op("MatMulInteger", unsigned, _signed(inner, unpacked, ir.DataType.INT8), zero)
-        half = inner.op("Cast", inner.op("BitShift", unpacked, np.uint8(1), direction="RIGHT"), to=ir.DataType.INT8)
+            return inner.op("MatMulInteger", unsigned, _signed(inner, codes, ir.DataType.INT8), zero)
+        half = inner.op("Cast", inner.op("BitShift", codes, np.uint8(1), direction="RIGHT"), to=ir.DataType.INT8)
         lower = inner.op("Sub", half, np.int8(64))
-        odd = inner.op("Cast", inner.op("BitwiseAnd", unpacked, np.uint8(1)), to=ir.DataType.INT8)
+        odd = inner.op("Cast", inner.op("BitwiseAnd", codes, np.uint8(1)), to=ir.DataType.INT8)
         both = inner.op("Concat", lower, inner.op("Add", lower, odd), axis=0)
         return inner.op("MatMulInteger", inner.op("Concat", unsigned, unsigned, axis=-1), both, zero)
 
@@ -76,29 +102,27 @@ def _signed(body: Body, codes: ir.Value, kind: ir.DataType) -> ir.Value:
     return body.op("Sub", values, body.op("Cast", zero, to=kind))
 
 
-def _matmul(body: Body, x: ir.Value, weight: ir.Value, scale: ir.Value, halves: int) -> ir.Value:
-    """float32 `[..., halves * N]`: Σ x (w scale), in floats."""
-
-    values = _signed(body, panels.codes(body, weight, halves), ir.DataType.FLOAT)
+def _matmul(body: Body, x: ir.Value, half: _Half) -> ir.Value:
+    """float32 `[..., N]`: Σ x (w scale), in floats."""
 
     def spread(inner: Body, has_blocks: bool) -> ir.Value:
         if not has_blocks:
-            return inner.op("Identity", scale)
+            return inner.op("Identity", half.scales)
         columns = inner.op("Range", np.int64(0), inner.attribute("K"), np.int64(1))
         # ONNX Runtime divides constants also where an If does not go: never by 0
         size = inner.op("Max", inner.attribute("block_size"), np.int64(1))
-        return inner.op("Gather", scale, inner.op("Div", columns, size), axis=0)
+        return inner.op("Gather", half.scales, inner.op("Div", columns, size), axis=0)
 
-    return body.op("MatMul", x, body.op("Mul", values, body.choose("block_size", lambda size: size > 0, spread)))
+    scales = body.choose("block_size", lambda size: size > 0, spread)
+    return body.op("MatMul", x, body.op("Mul", _signed(body, half.codes, ir.DataType.FLOAT), scales))
 
 
-def _gated(body: Body, y: ir.Value) -> ir.Value:
-    """`act(g) * u` of `[g, u] = y [..., 2 N]`."""
-    g, u = body.ops("Split", y, outputs=2, axis=-1, num_outputs=2)
+def _gated(body: Body, g: ir.Value, u: ir.Value) -> ir.Value:
+    """`act(g) * u`."""
 
     def activated(inner: Body, gate: str) -> ir.Value:
         if gate == "silu":
-            return inner.op("Div", g, inner.op("Add", inner.op("Exp", inner.op("Neg", g)), np.float32(1)))
+            return inner.op("Mul", g, inner.op("Sigmoid", g))
         cubic = inner.op("Mul", inner.op("Mul", inner.op("Mul", g, g), g), np.float32(0.044715))
         bent = inner.op("Tanh", inner.op("Mul", inner.op("Add", g, cubic), np.float32(np.sqrt(2 / np.pi))))
         return inner.op("Mul", inner.op("Mul", g, np.float32(0.5)), inner.op("Add", bent, np.float32(1)))

@@ -10,42 +10,46 @@ from bdq_passes.functions.body import Body
 LANES, CHUNK = 16, 64
 
 
-def codes(body: Body, weight: ir.Value, halves: int) -> ir.Value:
-    """Codes uint8 `[K, halves * N]` of any number of bits; two halves are the panels in turn.
+def codes(body: Body, weight: ir.Value, halves: int) -> list[ir.Value]:
+    """Codes uint8 `[K, N]` of any number of bits; of each half, where the panels of two take turns.
 
     All vectors of 64 bytes of all planes become rows of bytes, one for each of their 4 columns j; the row and the shift
     of a column follow from its number. Bytes are transposed while they are packed, which moves the fewest.
     """
+    return [_codes(body, rows) for rows in _rows(body, weight, halves)]
+
+
+def _codes(body: Body, rows: ir.Value) -> ir.Value:
     bits = body.attribute("weight_bits")
     has_high_plane = 3 in body.values["weight_bits"]
     width = body.op("Gather", np.array([0, 1, 2, 2, 4, 5, 6, 7, 8]), bits, axis=0) if has_high_plane else bits
-    rows = _rows(body, weight, halves)
     unpacked = _fields(body, rows, width, np.int64(0))
-    mask = body.op(
-        "Sub",
-        body.op("BitShift", np.uint8(1), body.op("Cast", width, to=ir.DataType.UINT8), direction="LEFT"),
-        np.uint8(1),
-    )
-    low = body.op("BitwiseAnd", unpacked, mask)
+    power = body.op("BitShift", np.uint8(1), body.op("Cast", width, to=ir.DataType.UINT8), direction="LEFT")
+    low = body.op("BitwiseAnd", unpacked, body.op("Sub", power, np.uint8(1)))
     if not has_high_plane:
         return low
     # where there is no second plane this reads the first one again, and a mask of 0 drops it
     is_three = body.op("Equal", bits, np.int64(3))
     first = body.op("Where", is_three, np.int64(2 * 2), np.int64(0))
-    high = body.op(
-        "BitwiseAnd", _fields(body, rows, np.int64(1), first), body.op("Cast", is_three, to=ir.DataType.UINT8)
-    )
+    high = _fields(body, rows, np.int64(1), first)
+    high = body.op("BitwiseAnd", high, body.op("Cast", is_three, to=ir.DataType.UINT8))
     return body.op("BitwiseOr", low, body.op("BitShift", high, np.uint8(2), direction="LEFT"))
 
 
-def _rows(body: Body, weight: ir.Value, halves: int) -> ir.Value:
-    """uint8 `[C * 2 bits * 4, halves * N]`: chunk, vector and j of the bytes of each output channel."""
+def _rows(body: Body, weight: ir.Value, halves: int) -> list[ir.Value]:
+    """uint8 `[C * 2 bits * 4, N]`: chunk, vector and j of the bytes of each output channel, for each half."""
     panels = body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
     split = body.reshape(weight, panels, halves, body.op("Shape", weight, start=1, end=2), -1, LANES, 4)
-    # [panel, half, chunk, vector, lane, j] -> [chunk, vector, j, half, panel, lane]
-    turned = body.op("Transpose", split, perm=[2, 3, 5, 1, 0, 4])
-    padded = body.reshape(turned, -1, halves, body.op("Mul", panels, np.int64(LANES)))
-    return body.reshape(body.cut(padded, 2, 0, body.attribute("N")), 0, -1)
+    # [panel, half, chunk, vector, lane, j] -> [half, chunk, vector, j, panel, lane]
+    turned = body.op("Transpose", split, perm=[1, 2, 3, 5, 0, 4])
+    return _each_half(body, turned, halves, body.op("Mul", panels, np.int64(LANES)))
+
+
+def _each_half(body: Body, turned: ir.Value, halves: int, channels: ir.Value) -> list[ir.Value]:
+    """`[..., N]` matrices of `[halves, ..., panels, 16]`."""
+    matrices = body.reshape(turned, halves, -1, channels)
+    wanted = body.cut(matrices, 2, 0, body.attribute("N"))
+    return [body.op("Squeeze", body.cut(wanted, 0, half, half + 1), body.ints(0)) for half in range(halves)]
 
 
 def _fields(body: Body, rows: ir.Value, width: ir.Value | np.generic, first: ir.Value | np.generic) -> ir.Value:
@@ -63,11 +67,10 @@ def _fields(body: Body, rows: ir.Value, width: ir.Value | np.generic, first: ir.
     return body.op("BitShift", body.op("Gather", rows, row, axis=0), body.reshape(shift, -1, 1), direction="RIGHT")
 
 
-def scales(body: Body, packed: ir.Value, halves: int) -> ir.Value:
-    """float32 `[blocks, halves * N]` of scales float16 `[panels, blocks, 16]`."""
-    split = body.reshape(
-        body.op("Cast", packed, to=ir.DataType.FLOAT), -1, halves, body.op("Shape", packed, start=1, end=2), LANES
-    )
-    turned = body.op("Transpose", split, perm=[2, 1, 0, 3])
-    padded = body.reshape(turned, 0, halves, -1)
-    return body.reshape(body.cut(padded, 2, 0, body.attribute("N")), 0, -1)
+def scales(body: Body, packed: ir.Value, halves: int) -> list[ir.Value]:
+    """float32 `[blocks, N]` of scales float16 `[panels, blocks, 16]`, for each half."""
+    blocks = body.op("Shape", packed, start=1, end=2)
+    split = body.reshape(body.op("Cast", packed, to=ir.DataType.FLOAT), -1, halves, blocks, LANES)
+    panels = body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
+    turned = body.op("Transpose", split, perm=[1, 2, 0, 3])
+    return _each_half(body, turned, halves, body.op("Mul", panels, np.int64(LANES)))
