@@ -120,6 +120,7 @@ def _lower(
         LowerToMatMulNBitsPass,
         LowerToQLinearMatMulPass,
         StoreScalesAsFp16Pass,
+        StoreTiedTableOncePass,
         StripMetadataPass,
     )
 
@@ -140,6 +141,7 @@ def _lower(
         passes.append(StoreScalesAsFp16Pass())
     return [
         *passes,
+        StoreTiedTableOncePass(),
         LowerToKVAttentionPass(caches=quantization.kv),
         AttachFunctionsPass(level=level),
         StripMetadataPass(level=level),

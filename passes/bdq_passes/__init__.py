@@ -22,6 +22,7 @@ from bdq_passes.merge_gate_up import MergeGateUpPass
 from bdq_passes.refuse_padding import RefusePaddingPass
 from bdq_passes.split_mixed_linears import SplitMixedLinearsPass
 from bdq_passes.store_scales_as_fp16 import StoreScalesAsFp16Pass
+from bdq_passes.store_tied_table_once import StoreTiedTableOncePass
 from bdq_passes.strip_metadata import StripMetadataPass
 
 PASSES: dict[str, type[GraphPass]] = {
@@ -42,6 +43,7 @@ PASSES: dict[str, type[GraphPass]] = {
         LowerToMatMulNBitsPass,
         LowerToGatherBlockQuantizedPass,
         StoreScalesAsFp16Pass,
+        StoreTiedTableOncePass,
         LowerToKVAttentionPass,
         AttachFunctionsPass,
         StripMetadataPass,
@@ -71,6 +73,7 @@ __all__ = [
     "RefusePaddingPass",
     "SplitMixedLinearsPass",
     "StoreScalesAsFp16Pass",
+    "StoreTiedTableOncePass",
     "StripMetadataPass",
     "verify",
 ]

@@ -106,8 +106,15 @@ def dequantizer(node: ir.Node) -> ir.Node | None:
 
 def _verify_float_weight(node: ir.Node) -> None:
     value = weight_value(node)
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose" and note.tied(node) == _name(producer.inputs[0]):
+        return  # the table that the embedding reads
     if not value.is_initializer() or value.const_value is None or len(value.const_value.shape) != 2:
         raise LevelError(f"node {node.name}: weight {value.name} is no two-dimensional initializer")
+
+
+def _name(value: ir.Value | None) -> str | None:
+    return None if value is None else value.name
 
 
 def _verify_decided(node: ir.Node, level: Level) -> None:
