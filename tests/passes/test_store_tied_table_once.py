@@ -46,5 +46,5 @@ def test_untied_and_quantized_heads_stay(tiny: Any, quantize_all: Any) -> None:
 def test_another_weight_is_refused(tiny: Any) -> None:
     model = _prepared(tiny(), {})
     model.graph.initializers["lm_head.weight"].shape = ir.Shape([48, 39])
-    with pytest.raises(ValueError, match="is no transpose of model.embed_tokens.weight"):
+    with pytest.raises(ValueError, match="is no transpose of"):
         StoreTiedTableOncePass()(model)
