@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +43,16 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
     assert compare_genai.ratios(speeds, "b")["a"] == pytest.approx(
         {"prefill": 2.0, "prefill_best": 4.0, "decode": 2.0, "decode_best": 4.0}
     )
+
+
+def test_a_contender_has_its_own_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    in_own_process = importlib.import_module("compare_genai").in_own_process
+    run = in_own_process(functools.partial, os.getpid)
+    assert run() == run() != os.getpid()
+    with pytest.raises(RuntimeError, match="partial failed"):
+        in_own_process(functools.partial, os.getpid, 1)()
+    assert "getpid() takes no arguments" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="children's memory is not reported")
