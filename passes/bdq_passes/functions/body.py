@@ -20,6 +20,8 @@ from bdq_passes.functions.folding import folded
 
 Value = int | float | str
 Array = npt.NDArray[Any]
+
+_END = np.int64(np.iinfo(np.int64).max)
 _KINDS: tuple[tuple[type, str, ir.AttributeType], ...] = (
     (int, "value_int", ir.AttributeType.INT),
     (float, "value_float", ir.AttributeType.FLOAT),
@@ -38,6 +40,7 @@ class Body:
     def __init__(self, values: Mapping[str, frozenset[Value]], parent: Body | None = None) -> None:
         self.nodes: list[ir.Node] = []
         self.values = values
+        self._limit: ir.Value | None = parent._limit if parent else None
         self._parent = parent
         self._numbers: count[int] = parent._numbers if parent else count()
         self._constants: dict[Any, ir.Value] = {}
@@ -129,15 +132,24 @@ class Body:
         given = self.attribute(attribute)
         equals = [self.op("Equal", given, self.op("Constant", **{_kind_of(value)[0]: value})) for value in values]
         condition = reduce(lambda a, b: self.op("Or", a, b), equals)
-        then = self._branch(lambda body: build(body, kind))
-        otherwise = self._branch(lambda body: body._choose(attribute, rest, build))
+        then = self._branch(lambda body: build(body, kind), condition)
+        otherwise = self._branch(lambda body: body._choose(attribute, rest, build), self.op("Not", condition))
         branches = {"then_branch": then, "else_branch": otherwise}
         return list(self.ops("If", condition, outputs=len(then.outputs), **branches))
 
-    def _branch(self, build: Callable[[Body], list[ir.Value]]) -> ir.Graph:
+    def _branch(self, build: Callable[[Body], list[ir.Value]], taken: ir.Value) -> ir.Graph:
         body = Body(self.values, self)
+        limit = self.op("Where", taken, _END, np.int64(0))
+        body._limit = limit if self._limit is None else self.op("Min", self._limit, limit)
         outputs = [output if output.producer() in body.nodes else body.op("Identity", output) for output in build(body)]
         return ir.Graph([], outputs, nodes=body.nodes, name=f"branch_{next(self._numbers)}")
+
+    def if_taken(self, x: ir.Value, axis: int) -> ir.Value:
+        """`x`, or nothing of it in a branch that is not taken.
+
+        ONNX Runtime folds what a branch does to constants before it sees that the branch is not taken.
+        """
+        return x if self._limit is None else self.cut(x, axis, 0, self._limit)
 
     def _array(self, item: ir.Value | Array | np.generic) -> Array | None:
         return self._arrays.get(item) if isinstance(item, ir.Value) else np.asarray(item)

@@ -55,6 +55,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Equal": np.equal,
     "Greater": np.greater,
     "Less": np.less,
+    "Not": np.logical_not,
     "Where": np.where,
     "BitShift": _shift,
     "Cast": _cast,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from bdq_passes.functions.activations import largest_step
 from bdq_passes.functions.body import Array, Body
 
 _LARGEST_LOG = 12
-_FACTOR = 64
+_LARGEST_MATRIX = 128
 """Larger transforms are done in two stages: H(a b) is the Kronecker product of H(b) and H(a)."""
+_FACTOR = 32
+"""a of those; measured."""
 _STEPS = np.array([2.0 ** -min(24 - log, 20) for log in range(_LARGEST_LOG + 1)], np.float32)
 _MINUS_ROOTS = np.array([-1 / np.sqrt(np.float64(2**log)) for log in range(_LARGEST_LOG + 1)], np.float32)
 
@@ -23,12 +26,9 @@ def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None,
     """
     size = body.attribute(attribute)
     log = _log2(body, size)
-    largest = body.op("ReduceMax", body.op("Abs", x), body.ints(-1), keepdims=1)
-    step = body.op("Mul", largest, body.op("Gather", _STEPS, log, axis=0))
-    step = body.op("Max", step, np.float32(1e-30))
+    step = largest_step(body, x, body.op("Gather", _STEPS, log, axis=0))
     grid = body.op("Round", body.op("Mul", x, body.op("Div", np.float32(-1), step)))
-    lower = body.op("Min", size, np.int64(_FACTOR))
-    upper = body.op("Div", size, lower)
+    lower, upper = _factors(body, attribute)
     if axes is None or channels is None:
         sums = body.op("Reshape", _sums(body, body.reshape(grid, -1, upper, lower), attribute), body.op("Shape", x))
     else:
@@ -39,12 +39,21 @@ def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None,
 
 
 def _sums(body: Body, x: ir.Value, attribute: str) -> ir.Value:
-    """`H(upper) x H(lower)` of `x [..., upper, lower]`, whose product is the size."""
-    lower = body.op("Min", body.attribute(attribute), np.int64(_FACTOR))
+    """`H(upper) x H(lower)` of `x [..., upper, lower]`."""
+    lower, upper = _factors(body, attribute)
     sums = body.op("MatMul", x, _matrix(body, lower))
-    if max(int(n) for n in body.values[attribute]) <= _FACTOR:
-        return sums
-    return body.op("MatMul", _matrix(body, body.op("Div", body.attribute(attribute), lower)), sums)
+    return sums if _is_one_stage(body, attribute) else body.op("MatMul", _matrix(body, upper), sums)
+
+
+def _factors(body: Body, attribute: str) -> tuple[ir.Value, ir.Value]:
+    """Two powers of two whose product is the size, the second 1 where one stage is enough."""
+    size = body.attribute(attribute)
+    lower = size if _is_one_stage(body, attribute) else body.op("Min", size, np.int64(_FACTOR))
+    return lower, body.op("Div", size, lower)
+
+
+def _is_one_stage(body: Body, attribute: str) -> bool:
+    return max(int(size) for size in body.values[attribute]) <= _LARGEST_MATRIX
 
 
 def _log2(body: Body, size: ir.Value) -> ir.Value:
@@ -56,8 +65,8 @@ def _log2(body: Body, size: ir.Value) -> ir.Value:
 
 
 def _matrix(body: Body, size: ir.Value) -> ir.Value:
-    """float32 `[size, size]`, size at most 64: each Sylvester matrix is the corner of the next."""
-    corner = body.op("Slice", _sylvester(_FACTOR), body.ints(0, 0), body.shape(size, size), body.ints(0, 1))
+    """float32 `[size, size]`, size at most 128: each Sylvester matrix is the corner of the next."""
+    corner = body.op("Slice", _sylvester(_LARGEST_MATRIX), body.ints(0, 0), body.shape(size, size), body.ints(0, 1))
     return body.op("Cast", corner, to=ir.DataType.FLOAT)
 
 

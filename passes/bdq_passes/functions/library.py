@@ -13,7 +13,7 @@ from bdq_passes.functions.hadamard import hadamard
 from bdq_passes.functions.linear import linear
 from bdq_runtime.opset import DOMAIN, OPERATORS, VERSION, Operator
 
-MIN_OPSET = 20
+MIN_OPSET = 18
 """The first version of the default domain that has every operator of the bodies."""
 
 _KEEP_RANK = {

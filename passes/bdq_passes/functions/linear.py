@@ -79,13 +79,14 @@ def _matmul_integer(body: Body, unsigned: ir.Value, codes: ir.Value) -> ir.Value
     zero = np.uint8(128)
 
     def product(inner: Body, is_wide: bool) -> ir.Value:
+        x, weights = inner.if_taken(unsigned, -1), inner.if_taken(codes, 0)
         if not is_wide:
-            return inner.op("MatMulInteger", unsigned, _signed(inner, codes, ir.DataType.INT8), zero)
-        half = inner.op("Cast", inner.op("BitShift", codes, np.uint8(1), direction="RIGHT"), to=ir.DataType.INT8)
+            return inner.op("MatMulInteger", x, _signed(inner, weights, ir.DataType.INT8), zero)
+        half = inner.op("Cast", inner.op("BitShift", weights, np.uint8(1), direction="RIGHT"), to=ir.DataType.INT8)
         lower = inner.op("Sub", half, np.int8(64))
-        odd = inner.op("Cast", inner.op("BitwiseAnd", codes, np.uint8(1)), to=ir.DataType.INT8)
+        odd = inner.op("Cast", inner.op("BitwiseAnd", weights, np.uint8(1)), to=ir.DataType.INT8)
         both = inner.op("Concat", lower, inner.op("Add", lower, odd), axis=0)
-        return inner.op("MatMulInteger", inner.op("Concat", unsigned, unsigned, axis=-1), both, zero)
+        return inner.op("MatMulInteger", inner.op("Concat", x, x, axis=-1), both, zero)
 
     return body.choose("weight_bits", lambda bits: bits == 8, product)
 
@@ -111,10 +112,11 @@ def _matmul(body: Body, x: ir.Value, half: _Half) -> ir.Value:
         columns = inner.op("Range", np.int64(0), inner.attribute("K"), np.int64(1))
         # ONNX Runtime divides constants also where an If does not go: never by 0
         size = inner.op("Max", inner.attribute("block_size"), np.int64(1))
-        return inner.op("Gather", half.scales, inner.op("Div", columns, size), axis=0)
+        return inner.op("Gather", half.scales, inner.if_taken(inner.op("Div", columns, size), 0), axis=0)
 
+    x, weights = body.if_taken(x, -1), body.if_taken(half.codes, 0)
     scales = body.choose("block_size", lambda size: size > 0, spread)
-    return body.op("MatMul", x, body.op("Mul", _signed(body, half.codes, ir.DataType.FLOAT), scales))
+    return body.op("MatMul", x, body.op("Mul", _signed(body, weights, ir.DataType.FLOAT), scales))
 
 
 def _gated(body: Body, g: ir.Value, u: ir.Value) -> ir.Value:

@@ -38,18 +38,27 @@ def _codes(body: Body, rows: ir.Value) -> ir.Value:
 
 def _rows(body: Body, weight: ir.Value, halves: int) -> list[ir.Value]:
     """uint8 `[C * 2 bits * 4, N]`: chunk, vector and j of the bytes of each output channel, for each half."""
-    panels = body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
-    split = body.reshape(weight, panels, halves, body.op("Shape", weight, start=1, end=2), -1, LANES, 4)
+    split = body.reshape(weight, _panels(body), halves, body.op("Shape", weight, start=1, end=2), -1, LANES, 4)
     # [panel, half, chunk, vector, lane, j] -> [half, chunk, vector, j, panel, lane]
-    turned = body.op("Transpose", split, perm=[1, 2, 3, 5, 0, 4])
-    return _each_half(body, turned, halves, body.op("Mul", panels, np.int64(LANES)))
+    return _each_half(body, body.op("Transpose", split, perm=[1, 2, 3, 5, 0, 4]), halves)
 
 
-def _each_half(body: Body, turned: ir.Value, halves: int, channels: ir.Value) -> list[ir.Value]:
-    """`[..., N]` matrices of `[halves, ..., panels, 16]`."""
-    matrices = body.reshape(turned, halves, -1, channels)
-    wanted = body.cut(matrices, 2, 0, body.attribute("N"))
-    return [body.op("Squeeze", body.cut(wanted, 0, half, half + 1), body.ints(0)) for half in range(halves)]
+def _panels(body: Body) -> ir.Value:
+    """Panels of each half: int64 scalar."""
+    return body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
+
+
+def _each_half(body: Body, turned: ir.Value, halves: int) -> list[ir.Value]:
+    """Matrices `[..., N]` of `[halves, ..., panels, 16]`.
+
+    What is not needed is left out: all of these stay in memory until ONNX Runtime has folded all weights.
+    """
+    channels = body.op("Mul", _panels(body), np.int64(LANES))
+    parts = [turned] if halves == 1 else body.ops("Split", turned, outputs=halves, axis=0, num_outputs=halves)
+    matrices = [body.reshape(part, -1, channels) for part in parts]
+    if all(int(n) % LANES == 0 for n in body.values["N"]):
+        return matrices
+    return [body.cut(matrix, 1, 0, body.attribute("N")) for matrix in matrices]
 
 
 def _fields(body: Body, rows: ir.Value, width: ir.Value | np.generic, first: ir.Value | np.generic) -> ir.Value:
@@ -71,6 +80,4 @@ def scales(body: Body, packed: ir.Value, halves: int) -> list[ir.Value]:
     """float32 `[blocks, N]` of scales float16 `[panels, blocks, 16]`, for each half."""
     blocks = body.op("Shape", packed, start=1, end=2)
     split = body.reshape(body.op("Cast", packed, to=ir.DataType.FLOAT), -1, halves, blocks, LANES)
-    panels = body.op("Div", body.op("Add", body.attribute("N"), np.int64(LANES - 1)), np.int64(LANES))
-    turned = body.op("Transpose", split, perm=[1, 2, 0, 3])
-    return _each_half(body, turned, halves, body.op("Mul", panels, np.int64(LANES)))
+    return _each_half(body, body.op("Transpose", split, perm=[1, 2, 0, 3]), halves)
