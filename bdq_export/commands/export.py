@@ -125,7 +125,7 @@ def export_with(
     from bdq_export.checkpoint import open_checkpoint
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
-    from bdq_export.quantize.specs import check_keep
+    from bdq_export.quantize.specs import check_cache, check_keep
     from bdq_export.system_errors import resource_errors, signals_as_exceptions
 
     progress = progress or make_progress(quiet)
@@ -134,6 +134,7 @@ def export_with(
     with resource_errors(), signals_as_exceptions(), tempfile.TemporaryDirectory(prefix="bdq-export-") as work:
         with progress.stage("read model"):
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
+            check_cache(options, checkpoint.dimensions)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)
             need = check_resources(checkpoint, out, options)
         if dry_run:

@@ -19,6 +19,20 @@ END_BITS = 8
 _END_BLOCKS = (64, 32, 16)
 
 
+def check_cache(options: ExportOptions, dimensions: Dimensions) -> None:
+    """Refuse a quantized cache of heads whose codes fill no whole bytes.
+
+    Raises:
+        UsageError: such a model.
+    """
+    scheme = QuantScheme.parse(options.scheme)
+    if scheme.kv_bits != FLOAT_BITS and dimensions.head_dim % 8:
+        raise UsageError(
+            f"scheme {scheme} with a head size {dimensions.head_dim}: a quantized KV cache needs a multiple of 8; "
+            "leave out kv"
+        )
+
+
 def check_keep(options: ExportOptions, architecture: Architecture, dimensions: Dimensions) -> None:
     """Refuse a `keep` pattern that names no module: a slip of the pen would change nothing, and say nothing.
 

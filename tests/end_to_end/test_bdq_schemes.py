@@ -1,0 +1,125 @@
+"""Schemes that no stock operator computes: exported whole, run with the op library, without it, and by genai."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bdq_export import export
+from bdq_export.commands.inspect import inspect
+from bdq_runtime.library import LibraryError, library_path
+from bdq_runtime.model import LanguageModel
+from bdq_runtime.session import create_session
+
+QUICK: dict[str, Any] = {
+    "calib_samples": 4,
+    "calib_seq_len": 32,
+    "min_top1": 0.0,
+    "transform": "none",
+    "weights": "rtn",
+}
+PROMPT = list(range(40, 56))
+
+
+def _export(source: Path, out: Path, scheme: str, **changes: Any) -> tuple[Path, dict[str, Any]]:
+    name, _, ops = scheme.partition(" ")
+    result = export(source, out, scheme=name, ops=ops or "auto", **{**QUICK, **changes})
+    return out, dict(result.metrics)
+
+
+def _answer(folder: Path, count: int = 8) -> list[int]:
+    model = LanguageModel(folder)
+    tokens = []
+    logits = model.append(PROMPT)
+    for _ in range(count):
+        tokens.append(int(logits[-1].argmax()))
+        logits = model.append(tokens[-1:])
+    return tokens
+
+
+def _genai_answer(folder: Path, count: int = 8) -> list[int]:
+    genai = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(folder))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(PROMPT) + count, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array([PROMPT], np.int32))
+    tokens = []
+    while not generator.is_done() and len(tokens) < count:
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("scheme", "executed"),
+    [
+        ("w4a4kv4", "w4a4 in 12 linears, w8a8 in 1 linears, kv4 in 3 layers"),
+        ("w3a3kv3", "w3a3 in 12 linears, w8a8 in 1 linears, kv3 in 3 layers"),
+        ("w2a4", "w2a4 in 12 linears, w8a8 in 1 linears"),
+        ("w4a8 bdq", "w4a8 in 12 linears, w8a8 in 1 linears"),
+        ("w16a4", "w32a4 in 15 linears, w32a8 in 1 linears"),
+        ("w3a16", "w3a32 in 12 linears, w8a8 in 1 linears"),
+        ("w4a16kv8", "w4a8 in 12 linears, w8a8 in 1 linears, kv8 in 3 layers"),
+    ],
+)
+def test_a_scheme_is_exported_and_runs_without_the_library(
+    scheme: str, executed: str, model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, metrics = _export(model_dir("llama3"), tmp_path / "out", scheme)
+    assert metrics["executed_precision"] == executed
+    assert np.isfinite(metrics["ppl_quantized"])
+    assert inspect(folder).metadata["bdq.executed_precision"] == executed
+    proto = onnx.load(folder / "model.onnx", load_external_data=False)
+    used = {node.op_type for node in proto.graph.node if node.domain == "bdq"}
+    assert used == {function.name for function in proto.functions}
+    assert {entry.key: entry.value for entry in proto.metadata_props}["bdq.operators_version"] == "1"
+    session = create_session(folder / "model.onnx", use_library=False)
+    assert session.get_outputs()[0].shape[1:] == [1, 320]
+
+
+def test_genai_runs_it_with_and_without_the_library(model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """The cache is uint8 and its rows are not of the head size, shared between past and present."""
+    folder, _ = _export(model_dir("llama3"), tmp_path / "out", "w4a4kv4")
+    config = json.loads((folder / "genai_config.json").read_text())
+    expected = _answer(folder)
+    assert LanguageModel(folder).shares_cache
+    assert config["search"]["past_present_share_buffer"]
+    try:
+        library = library_path()
+    except LibraryError:
+        assert "custom_ops_library" not in config["model"]["decoder"]["session_options"]
+    else:
+        assert config["model"]["decoder"]["session_options"]["custom_ops_library"] == library.name
+        assert _genai_answer(folder) == expected
+        plain = Path(shutil.copytree(folder, tmp_path / "plain"))
+        del config["model"]["decoder"]["session_options"]["custom_ops_library"]
+        (plain / "genai_config.json").write_text(json.dumps(config))
+        folder = plain
+    assert _genai_answer(folder) == expected
+
+
+def test_online_transforms_are_compared_with_the_right_model(model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """Weights folded for online transforms are another model without them: not the one to compare with."""
+    source = model_dir("llama3")
+    _, none = _export(source, tmp_path / "none", "w8a8 bdq")
+    _, online = _export(source, tmp_path / "online", "w8a8 bdq", transform="bdq")
+    assert online["ppl_float"] == pytest.approx(none["ppl_float"], rel=1e-4)
+    assert online["kl"] < 0.1
+    assert online["top1_agreement"] > 0.8
+
+
+def test_a_custom_operator_needs_whole_heads(model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """What the cache's rows cannot hold is said before the work starts."""
+    from bdq_export.errors import UsageError
+
+    source = model_dir("llama", hidden_size=36, num_attention_heads=9, head_dim=4)
+    with pytest.raises(UsageError, match=r"head size 4: .* multiple of 8"):
+        _export(source, tmp_path / "out", "w4a16kv4")
