@@ -118,6 +118,7 @@ def _lower(
         LowerToGatherBlockQuantizedPass,
         LowerToKVAttentionPass,
         LowerToMatMulNBitsPass,
+        LowerToPanelGatherPass,
         LowerToQLinearMatMulPass,
         StoreScalesAsFp16Pass,
         StoreTiedTableOncePass,
@@ -135,6 +136,7 @@ def _lower(
         passes.append(LowerToQLinearMatMulPass())
     passes += [
         LowerToMatMulNBitsPass(accuracy_level=options.accuracy_level),
+        LowerToPanelGatherPass(),
         LowerToGatherBlockQuantizedPass(),
     ]
     if level is Level.LOWERED:

@@ -17,6 +17,7 @@ from bdq_passes.lower_to_gather_block_quantized import LowerToGatherBlockQuantiz
 from bdq_passes.lower_to_kv_attention import LowerToKVAttentionPass
 from bdq_passes.lower_to_low_bit_linear import LowerToLowBitLinearPass
 from bdq_passes.lower_to_matmul_nbits import LowerToMatMulNBitsPass
+from bdq_passes.lower_to_panel_gather import LowerToPanelGatherPass
 from bdq_passes.lower_to_qlinear_matmul import LowerToQLinearMatMulPass
 from bdq_passes.merge_gate_up import MergeGateUpPass
 from bdq_passes.refuse_padding import RefusePaddingPass
@@ -41,6 +42,7 @@ PASSES: dict[str, type[GraphPass]] = {
         LowerToGatedLowBitLinearPass,
         LowerToLowBitLinearPass,
         LowerToMatMulNBitsPass,
+        LowerToPanelGatherPass,
         LowerToGatherBlockQuantizedPass,
         StoreScalesAsFp16Pass,
         StoreTiedTableOncePass,
@@ -68,6 +70,7 @@ __all__ = [
     "LowerToKVAttentionPass",
     "LowerToLowBitLinearPass",
     "LowerToMatMulNBitsPass",
+    "LowerToPanelGatherPass",
     "LowerToQLinearMatMulPass",
     "MergeGateUpPass",
     "RefusePaddingPass",

@@ -122,9 +122,15 @@ def _verify_decided(node: ir.Node, level: Level) -> None:
         _verify_float_weight(node)
     elif note.spec(node) is None:
         raise LevelError(f"node {node.name}: neither quantized nor kept float")
-    elif node.op_type in LOWERED_OPS:
+    elif node.op_type in LOWERED_OPS or _reads_codes(node):
         return
     elif level is Level.LOWERED:
         raise LevelError(f"node {node.name}: {node.op_type} on a dequantized weight, expected a lowered operator")
     elif dequantizer(node) is None:
         raise LevelError(f"node {node.name}: weight {weight_value(node).name} is no dequantized initializer")
+
+
+def _reads_codes(node: ir.Node) -> bool:
+    """Whether a lookup reads packed codes, which nodes behind it unpack."""
+    value = weight_value(node)
+    return note.role(node) == note.EMBEDDING and value.is_initializer() and value.dtype == ir.DataType.UINT8
