@@ -55,6 +55,40 @@ BDQ_INLINE void take_nibbles(const std::uint8_t* bytes, __m512i zero, __m512i ta
 
 bool whole_nibbles(std::int64_t D, int bits) { return bits == 4 && D % 64 == 0; }
 
+bool whole_threes(std::int64_t D, int bits) { return bits == 3 && (D == 64 || D == 128 || D == 256); }
+
+// 64 codes of 3 bits, channels 64 * block and on. A plane of D / 4 bytes is repeated until it fills a vector, as that of D / 8 bytes is; each
+// repetition is shifted to another field.
+BDQ_INLINE __m512i take_threes(const std::uint8_t* row, std::int64_t D, std::int64_t block) {
+  const __m512i parts = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+  const std::uint8_t* top = row + D / 4;
+  __m512i low, high, low_field, high_field;
+  if (D == 64) {
+    low = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+    high = _mm512_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(top)));
+    low_field = _mm512_srli_epi64(parts, 1);
+    high_field = parts;
+  } else if (D == 128) {
+    low = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+    high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(top)));
+    low_field = _mm512_add_epi64(_mm512_srli_epi64(parts, 2), _mm512_set1_epi64(2 * block));
+    high_field = _mm512_add_epi64(_mm512_srli_epi64(parts, 1), _mm512_set1_epi64(4 * block));
+  } else {
+    low = _mm512_loadu_si512(row);
+    high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(top)));
+    low_field = _mm512_set1_epi64(block);
+    high_field = _mm512_add_epi64(_mm512_srli_epi64(parts, 2), _mm512_set1_epi64(2 * block));
+  }
+  const __m512i two = _mm512_and_si512(_mm512_srlv_epi64(low, _mm512_slli_epi64(low_field, 1)), _mm512_set1_epi8(3));
+  const __m512i one = _mm512_and_si512(_mm512_rorv_epi64(high, _mm512_sub_epi64(high_field, _mm512_set1_epi64(2))), _mm512_set1_epi8(4));
+  return _mm512_or_si512(two, one);
+}
+
+// Codes of 32 channels to integers.
+BDQ_INLINE __m512i take_bytes(__m256i codes, __m512i zero, __m512i table) {
+  return _mm512_permutexvar_epi16(_mm512_sub_epi16(_mm512_cvtepu8_epi16(codes), zero), table);
+}
+
 // One row: 32 channels of chunk c to out + c * chunk_step.
 BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __m512i zero, __m512i table, Half* out, std::int64_t chunk_step,
                            std::uint8_t* codes) {
@@ -64,6 +98,14 @@ BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __
       take_nibbles(row + i, zero, table, low, high);
       _mm512_storeu_si512(out + i / kDepth * chunk_step, low);
       _mm512_storeu_si512(out + (D / 2 + i) / kDepth * chunk_step, high);
+    }
+    return;
+  }
+  if (whole_threes(D, bits)) {
+    for (std::int64_t block = 0; block < D / 64; ++block, out += 2 * chunk_step) {
+      const __m512i threes = take_threes(row, D, block);
+      _mm512_storeu_si512(out, take_bytes(_mm512_castsi512_si256(threes), zero, table));
+      _mm512_storeu_si512(out + chunk_step, take_bytes(_mm512_extracti64x4_epi64(threes, 1), zero, table));
     }
     return;
   }
