@@ -27,9 +27,16 @@ SMALL = {"calib_samples": 16, "calib_seq_len": 32, "block_size": 16}
 
 
 class Described:
+    directory: Path
+
     def __init__(self, tiny) -> None:
         self.config, self.architecture, self.dimensions = tiny.config, tiny.architecture, tiny.dimensions
-        self.directory = Path()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokenizer_folder(tmp_path_factory, write_model):
+    """Calibration text starts as the tokenizer says."""
+    Described.directory = write_model(tmp_path_factory.mktemp("calibrate") / "model")
 
 
 def run(tiny, **options):
