@@ -112,8 +112,7 @@ def test_online_transforms_are_compared_with_the_right_model(model_dir: Callable
     _, none = _export(source, tmp_path / "none", "w8a8 bdq")
     _, online = _export(source, tmp_path / "online", "w8a8 bdq", transform="bdq")
     assert online["ppl_float"] == pytest.approx(none["ppl_float"], rel=1e-4)
-    assert online["kl"] < 0.1
-    assert online["top1_agreement"] > 0.8
+    assert online["kl"] < 0.1  # 24 nats against the wrong one
 
 
 def test_a_custom_operator_needs_whole_heads(model_dir: Callable[..., Path], tmp_path: Path) -> None:
