@@ -12,7 +12,7 @@ onnxruntime-genai) or `llama` (a .gguf file through llama-cpp-python). For examp
 
 Contenders take turns, so that a change of the machine's load meets all of them. Prompts are the same random tokens;
 decoding is greedy. Speeds are medians over the rounds and the best round. Load time (files in the page cache) and peak
-resident memory of one round come from a fresh process each. The comparison needs the peers' packages:
+resident memory of one round come from a fresh process each; so do the speeds. The comparison needs the peers' packages:
 onnxruntime-genai, llama-cpp-python.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from compare_genai import Round, Speed, compare, ratios, with_genai
+from compare_genai import Round, Speed, compare, in_own_process, ratios, with_genai
 
 from bdq_runtime.bench import peak_rss_bytes, time_round
 from bdq_runtime.model import LanguageModel
@@ -178,7 +178,7 @@ def main() -> None:
     job = (arguments.prompt_len, arguments.new_tokens, arguments.threads)
     footprints = {contender.name: footprint(contender, job) for contender in arguments.contenders}
     rounds: dict[str, Callable[[], tuple[float, list[float]]]] = {
-        contender.name: open_round(contender, prompt, arguments.new_tokens, arguments.threads)
+        contender.name: in_own_process(open_round, contender, prompt, arguments.new_tokens, arguments.threads)
         for contender in arguments.contenders
     }
     speeds = compare(rounds, arguments.prompt_len, arguments.rounds)

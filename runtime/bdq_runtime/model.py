@@ -44,6 +44,7 @@ class LanguageModel:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         share_cache: bool | None = None,
+        use_library: bool | None = None,
     ) -> None:
         """Open `path` (an `.onnx` file or a folder with `model.onnx`).
 
@@ -51,13 +52,15 @@ class LanguageModel:
             threads: threads inside one operator; None lets ONNX Runtime choose.
             providers: execution providers in order of preference; None takes the CPU.
             share_cache: None writes the cache in place where the graph can; False never does.
+            use_library: whether `bdq` operators run on the op library (see `create_session`).
 
         Raises:
             FileNotFoundError: no such model, or its data file is missing.
             ValueError: not a decoder with a KV cache, or a file ONNX Runtime cannot open.
+            LibraryError: `use_library=True` and the library is missing or too old.
         """
         self.folder = ModelFolder.of(path)
-        self.session = create_session(self.folder.model, threads, providers)
+        self.session = create_session(self.folder.model, threads, providers, use_library)
         self._inputs = {node.name: node for node in self.session.get_inputs()}
         self._outputs = {node.name: node for node in self.session.get_outputs()}
         # An initializer that may be overridden: absent, it means "the last position".
