@@ -15,6 +15,7 @@ too, since on a busy machine it says most. Needs `pip install onnxruntime-genai`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import statistics
@@ -70,9 +71,10 @@ def in_own_process(open_round: Callable[..., Round], *arguments: Any) -> Round:
 def _serve(pipe: Any, open_round: Callable[..., Round], arguments: Sequence[Any]) -> None:
     run = open_round(*arguments)
     pipe.send(None)
-    while True:
-        pipe.recv()
-        pipe.send(run())
+    with contextlib.suppress(EOFError):  # the parent is done
+        while True:
+            pipe.recv()
+            pipe.send(run())
 
 
 def with_bdq_runtime(folder: Path, prompt: np.ndarray, new_tokens: int, threads: int) -> Round:
