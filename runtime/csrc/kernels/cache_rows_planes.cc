@@ -52,9 +52,7 @@ void unpack_plane(const std::uint8_t* plane, std::uint8_t* codes, std::int64_t b
 
 void pack_planes(const std::uint8_t* codes, std::uint8_t* row, std::int64_t D, int bits) {
   switch (bits) {
-    case 3:
-      pack_plane(codes, row, D / 4, 0, 2);
-      return pack_plane(codes, row + D / 4, D / 8, 2, 1);
+    case 3: pack_plane(codes, row, D / 4, 0, 2); return pack_plane(codes, row + D / 4, D / 8, 2, 1);
     case 4: return pack_plane(codes, row, D / 2, 0, 4);
     default: std::memcpy(row, codes, static_cast<std::size_t>(D));
   }
@@ -62,9 +60,7 @@ void pack_planes(const std::uint8_t* codes, std::uint8_t* row, std::int64_t D, i
 
 void unpack_planes(const std::uint8_t* row, std::uint8_t* codes, std::int64_t D, int bits) {
   switch (bits) {
-    case 3:
-      unpack_plane(row, codes, D / 4, 0, 2, true);
-      return unpack_plane(row + D / 4, codes, D / 8, 2, 1, false);
+    case 3: unpack_plane(row, codes, D / 4, 0, 2, true); return unpack_plane(row + D / 4, codes, D / 8, 2, 1, false);
     case 4: return unpack_plane(row, codes, D / 2, 0, 4, true);
     default: std::memcpy(codes, row, static_cast<std::size_t>(D));
   }

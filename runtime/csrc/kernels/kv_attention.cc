@@ -14,8 +14,8 @@ namespace bdq {
 namespace attention {
 namespace {
 
-constexpr std::int64_t kTokens = 32;         // that one thread appends at once
-constexpr std::int64_t kSerialTokens = 64;   // rows (of a token and head) that are not worth a second thread
+constexpr std::int64_t kTokens = 32;        // that one thread appends at once
+constexpr std::int64_t kSerialTokens = 64;  // rows (of a token and head) that are not worth a second thread
 constexpr std::size_t kLine = 64;
 
 std::size_t padded(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
@@ -47,7 +47,9 @@ struct PartialLayout {
   std::size_t o, m, bytes;
 
   PartialLayout(std::int64_t lanes, std::int64_t D)
-      : o(padded(static_cast<std::size_t>(lanes * D) * sizeof(float))), m(padded(static_cast<std::size_t>(lanes) * sizeof(float))), bytes(o + 2 * m) {}
+      : o(padded(static_cast<std::size_t>(lanes * D) * sizeof(float))),
+        m(padded(static_cast<std::size_t>(lanes) * sizeof(float))),
+        bytes(o + 2 * m) {}
 
   Partial at(std::byte* memory) const {
     return {reinterpret_cast<float*>(memory), reinterpret_cast<float*>(memory + o), reinterpret_cast<float*>(memory + o + m)};

@@ -1,5 +1,5 @@
-// Attention of many lanes with AMX: sixteen lanes are the columns of a tile, keys and channels its rows. Codes are exact in bfloat16; a query
-// is the sum of three of them (all 24 bits of it), a softmax weight of two (16 bits), so that the result is as good as one in float32.
+// Attention of many lanes with AMX: sixteen lanes are the columns of a tile, keys and channels its rows. Codes are exact in bfloat16;
+// queries and softmax weights are sums of three of them, so that products are those of float32.
 #if defined(__x86_64__)
 
 #include <cpuid.h>
@@ -124,13 +124,6 @@ BDQ_VECTOR Vec largest_logits(const Lanes& lanes, const float* scales, std::int6
   return max(max(a, b), max(c, d));
 }
 
-// A weight as its upper half, rounded, and what is left, whose upper half is rounded too.
-BDQ_INLINE void split_weight(Vec weight, __m512i& upper, __m512i& lower) {
-  const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(weight), _mm512_set1_epi32(0x8000));
-  upper = _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-  lower = _mm512_add_epi32(_mm512_castps_si512(sub(weight, _mm512_castsi512_ps(upper))), _mm512_set1_epi32(0x8000));
-}
-
 // Softmax weights times value scales of keys begin .. end - 1 as tiles; returns the sum of the weights.
 BDQ_VECTOR Vec make_weights(const Lanes& lanes, const float* scales, std::int64_t begin, std::int64_t end, Vec m) {
   Vec even = set1(0.0f), odd = even;
@@ -139,12 +132,14 @@ BDQ_VECTOR Vec make_weights(const Lanes& lanes, const float* scales, std::int64_
     const Vec q = exp2_of(_mm512_fmsub_ps(load(lanes.logits + j * kRows + 16), set1(scales[j + 1]), m));
     even = add(even, p);
     odd = add(odd, q);
-    __m512i upper_p, lower_p, upper_q, lower_q;
-    split_weight(mul(p, set1(lanes.grids.value_scales[j])), upper_p, lower_p);
-    split_weight(mul(q, set1(lanes.grids.value_scales[j + 1])), upper_q, lower_q);
+    Vec a = mul(p, set1(lanes.grids.value_scales[j])), b = mul(q, set1(lanes.grids.value_scales[j + 1]));
     Half* to = lanes.weights + j / kDepth * kWeightParts * kTile + j % kDepth * kRows;
-    _mm512_storeu_si512(to, upper_pair(upper_p, upper_q));
-    _mm512_storeu_si512(to + kTile, upper_pair(lower_p, lower_q));
+#pragma GCC unroll 3
+    for (int part = 0; part < kWeightParts; ++part, to += kTile) {
+      _mm512_storeu_si512(to, upper_pair(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+      a = without_upper(a);
+      b = without_upper(b);
+    }
   }
   return add(even, odd);
 }
@@ -234,16 +229,19 @@ BDQ_TILES void attend(const Problem& problem, const Block& block, const Partial&
   for (std::int64_t key = block.key_begin / kKeys * kKeys; key < block.key_end; key += kKeys) {
     const std::int64_t count = lesser(kKeys, block.key_end - key);
     RowGrids keys{lanes.grids.key_scales, lanes.grids.key_zeros, false}, values{lanes.grids.value_scales, lanes.grids.value_zeros, false};
-    unpack_keys(problem.present_key(block.batch, block.kv_head, key), problem.key_row, D, spec.key_bits, count, lanes.keys, keys, lanes.codes);
-    unpack_values(problem.present_value(block.batch, block.kv_head, key), problem.value_row, D, spec.value_bits, count, lanes.values, values,
-                  lanes.words, lanes.codes);
+    unpack_keys(problem.present_key(block.batch, block.kv_head, key), problem.key_row, D, spec.key_bits, count, lanes.keys, keys,
+                lanes.codes);
+    unpack_values(problem.present_value(block.batch, block.kv_head, key), problem.value_row, D, spec.value_bits, count, lanes.values,
+                  values, lanes.words, lanes.codes);
     const Step step{key, count, keys.any_remainder, values.any_remainder};
     for (std::int64_t group = 0; group * kRows < block.count; ++group) attend_group(problem, block, lanes, group, step);
   }
   write_partial(block, lanes, D, partial);
 }
 
-void rotate(const float* x, const float* cos, const float* sin, float* y, std::int64_t half) { avx512::kernels.rotate(x, cos, sin, y, half); }
+void rotate(const float* x, const float* cos, const float* sin, float* y, std::int64_t half) {
+  avx512::kernels.rotate(x, cos, sin, y, half);
+}
 
 // Queries and sums take ten bytes a channel: what half of a megabyte holds.
 std::int64_t block_lanes(const Problem& problem) {

@@ -24,18 +24,18 @@ constexpr std::int64_t kTileLanes = kRows / kParts;
 constexpr std::int64_t kStep = 2 * kKeys;  // the way of a key through tiles and softmax is long: more of them take it at a time
 
 struct Few {
-  Half* queries;         // [tiles of lanes, chunks, kTile]: column kParts * lane + part
-  float* totals;         // [lanes]: Σ q
-  float* o;              // [lanes, channels], in the order of channel_of
-  float* row;            // [padded]
-  float* weights;        // [lanes, kStep]
-  StepGrids grids;       // zero points are what is left of them
-  Half *keys, *values;   // as unpack_keys and unpack_value_pairs have them, kKeys after kKeys
-  float* dots;           // [kKeys, 16]
-  Half* parts;           // [kStep / kDepth, kTile]: weights, row kParts * lane + part
-  float* sums;           // [channel tiles, 16, 16]
-  Half* words;           // [kKeys, padded]
-  std::uint8_t* codes;   // [padded]
+  Half* queries;        // [tiles of lanes, chunks, kTile]: column kParts * lane + part
+  float* totals;        // [lanes]: Σ q
+  float* o;             // [lanes, channels], in the order of channel_of
+  float* row;           // [padded]
+  float* weights;       // [lanes, kStep]
+  StepGrids grids;      // zero points are what is left of them
+  Half *keys, *values;  // as unpack_keys and unpack_value_pairs have them, kKeys after kKeys
+  float* dots;          // [kKeys, 16]
+  Half* parts;          // [kStep / kDepth, kTile]: weights, row kParts * lane + part
+  float* sums;          // [channel tiles, 16, 16]
+  Half* words;          // [kKeys, padded]
+  std::uint8_t* codes;  // [padded]
 
   Few(Carver& carver, std::int64_t padded, std::int64_t lanes) {
     queries = carver.take<Half>(round_up(lanes, kTileLanes) / kTileLanes * padded * kRows);
@@ -69,7 +69,8 @@ BDQ_VECTOR void prepare_lanes(const Problem& problem, const Block& block, const 
       for (std::int64_t d = 0; d < padded; d += kDepth) {
         __m512i parts[kParts];
         split32(few.row + d, parts);
-        for (std::int64_t part = 0; part < kParts; ++part) _mm512_storeu_si512(queries + d * kRows + (kParts * i + part) * kDepth, parts[part]);
+        for (std::int64_t part = 0; part < kParts; ++part)
+          _mm512_storeu_si512(queries + d * kRows + (kParts * i + part) * kDepth, parts[part]);
       }
       partial.m[n + i] = kNothingSeen;
       partial.l[n + i] = 0.0f;
@@ -109,8 +110,8 @@ BDQ_VECTOR void split_weights(const float* weights, std::int64_t count, Half* pa
   }
 }
 
-BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const Few& few, std::int64_t n, std::int64_t key, std::int64_t count,
-                            const Partial& partial) {
+BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const Few& few, std::int64_t n, std::int64_t key,
+                            std::int64_t count, const Partial& partial) {
   const std::int64_t padded = round_up(problem.spec.head_size, kDepth), channel_tiles = padded / kRows, past = problem.past(block.batch);
   const std::int64_t lanes = lesser(kTileLanes, block.count - n);
   float* weights = few.weights + n * kStep;
@@ -151,8 +152,10 @@ BDQ_TILES void attend_few(const Problem& problem, const Block& block, const Part
     const std::int64_t count = lesser(kStep, block.key_end - key);
     for (std::int64_t j = 0; j < kStep; j += kKeys) {
       const std::int64_t part = greater(0, lesser(kKeys, count - j)), at = part > 0 ? key + j : key;
-      RowGrids keys{few.grids.key_scales + j, few.grids.key_zeros + j, false}, values{few.grids.value_scales + j, few.grids.value_zeros + j, false};
-      unpack_keys(problem.present_key(block.batch, block.kv_head, at), problem.key_row, D, spec.key_bits, part, few.keys + j * padded, keys, few.codes);
+      RowGrids keys{few.grids.key_scales + j, few.grids.key_zeros + j, false},
+          values{few.grids.value_scales + j, few.grids.value_zeros + j, false};
+      unpack_keys(problem.present_key(block.batch, block.kv_head, at), problem.key_row, D, spec.key_bits, part, few.keys + j * padded, keys,
+                  few.codes);
       unpack_value_pairs(problem.present_value(block.batch, block.kv_head, at), problem.value_row, D, spec.value_bits, part,
                          few.values + j * padded, values, few.words, few.codes);
     }

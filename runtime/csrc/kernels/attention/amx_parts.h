@@ -15,8 +15,8 @@ BDQ_INLINE __m512 without_upper(__m512 x) {
 
 // 32 numbers in order as kQueryParts vectors of 32 bfloat16.
 BDQ_INLINE void split32(const float* x, __m512i (&parts)[kQueryParts]) {
-  const __m512i odd_words = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11,
-                                             9, 7, 5, 3, 1);
+  const __m512i odd_words = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17,
+                                             15, 13, 11, 9, 7, 5, 3, 1);
   __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
 #pragma GCC unroll 3
   for (int part = 0; part < kQueryParts; ++part) {

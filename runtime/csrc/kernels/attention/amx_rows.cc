@@ -27,7 +27,8 @@ BDQ_INLINE __m512i small_halves() {
 }
 
 // Scales and remainders of `count` rows, and twice in each of zeros [64] the part of the zero point that codes can take.
-BDQ_VECTOR void take_grids(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::int64_t count, RowGrids& grids, std::int32_t* zeros) {
+BDQ_VECTOR void take_grids(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::int64_t count, RowGrids& grids,
+                           std::int32_t* zeros) {
   const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), top = _mm512_set1_epi32((1 << bits) - 1);
   const __m512i offsets = _mm512_mullo_epi32(order, _mm512_set1_epi32(static_cast<int>(row_bytes)));
   grids.any_remainder = false;
@@ -57,8 +58,8 @@ bool whole_nibbles(std::int64_t D, int bits) { return bits == 4 && D % 64 == 0; 
 
 bool whole_threes(std::int64_t D, int bits) { return bits == 3 && (D == 64 || D == 128 || D == 256); }
 
-// 64 codes of 3 bits, channels 64 * block and on. A plane of D / 4 bytes is repeated until it fills a vector, as that of D / 8 bytes is; each
-// repetition is shifted to another field.
+// 64 codes of 3 bits, channels 64 * block and on. A plane of D / 4 bytes is repeated until it fills a vector, as that of D / 8 bytes is;
+// each repetition is shifted to another field.
 BDQ_INLINE __m512i take_threes(const std::uint8_t* row, std::int64_t D, std::int64_t block) {
   const __m512i parts = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
   const std::uint8_t* top = row + D / 4;
@@ -90,8 +91,8 @@ BDQ_INLINE __m512i take_bytes(__m256i codes, __m512i zero, __m512i table) {
 }
 
 // One row: 32 channels of chunk c to out + c * chunk_step.
-BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __m512i zero, __m512i table, Half* out, std::int64_t chunk_step,
-                           std::uint8_t* codes) {
+BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __m512i zero, __m512i table, Half* out,
+                           std::int64_t chunk_step, std::uint8_t* codes) {
   if (whole_nibbles(D, bits)) {
     for (std::int64_t i = 0; i < D / 2; i += kDepth) {
       __m512i low, high;
@@ -117,8 +118,8 @@ BDQ_INLINE void unpack_row(const std::uint8_t* row, std::int64_t D, int bits, __
 }
 
 // `count` rows to words [rounded, padded], the rest of them 0.
-BDQ_VECTOR void unpack_words(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, std::int64_t rounded,
-                             const std::int32_t* zeros, Half* words, std::uint8_t* scratch) {
+BDQ_VECTOR void unpack_words(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count,
+                             std::int64_t rounded, const std::int32_t* zeros, Half* words, std::uint8_t* scratch) {
   const __m512i table = small_halves();
   const std::int64_t padded = round_up(D, kDepth);
   for (std::int64_t j = 0; j < count; ++j) {
@@ -144,8 +145,8 @@ BDQ_VECTOR void unpack_keys(const std::uint8_t* rows, std::int64_t row_bytes, st
   }
 }
 
-BDQ_VECTOR void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count, Half* values,
-                                   RowGrids& grids, Half* words, std::uint8_t* scratch) {
+BDQ_VECTOR void unpack_value_pairs(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t D, int bits, std::int64_t count,
+                                   Half* values, RowGrids& grids, Half* words, std::uint8_t* scratch) {
   const __m512i table = small_halves();
   const std::int64_t padded = round_up(D, kDepth), rounded = round_up(count, kDepth);
   alignas(64) std::int32_t zeros[kKeys];
@@ -191,7 +192,8 @@ BDQ_VECTOR void unpack_values(const std::uint8_t* rows, std::int64_t row_bytes, 
       __m512i low[16], high[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
-        const __m512i a = _mm512_loadu_si512(words + (j + 2 * i) * padded + d), b = _mm512_loadu_si512(words + (j + 2 * i + 1) * padded + d);
+        const __m512i a = _mm512_loadu_si512(words + (j + 2 * i) * padded + d),
+                      b = _mm512_loadu_si512(words + (j + 2 * i + 1) * padded + d);
         low[i] = _mm512_unpacklo_epi16(a, b);
         high[i] = _mm512_unpackhi_epi16(a, b);
       }

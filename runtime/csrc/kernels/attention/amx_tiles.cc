@@ -6,7 +6,8 @@ namespace bdq::attention::amx {
 
 #define BDQ_EACH(X) X(0) X(1) X(2) X(3)
 
-BDQ_TILES void multiply_keys(const Half* keys, const Half* queries, std::int64_t chunks, std::int64_t begin, std::int64_t end, float* logits) {
+BDQ_TILES void multiply_keys(const Half* keys, const Half* queries, std::int64_t chunks, std::int64_t begin, std::int64_t end,
+                             float* logits) {
   tile_fence();
 #define BDQ_ZERO(T) _tile_zero(T);
   BDQ_EACH(BDQ_ZERO)
@@ -15,12 +16,12 @@ BDQ_TILES void multiply_keys(const Half* keys, const Half* queries, std::int64_t
     _tile_loadd(4, queries, 64);
     _tile_loadd(5, queries + kTile, 64);
     _tile_loadd(6, queries + 2 * kTile, 64);
-#define BDQ_KEYS(T)                        \
-  if (begin <= T && T < end) {             \
-    _tile_loadd(7, keys + T * kTile, 64);  \
-    _tile_dpbf16ps(T, 7, 4);               \
-    _tile_dpbf16ps(T, 7, 5);               \
-    _tile_dpbf16ps(T, 7, 6);               \
+#define BDQ_KEYS(T)                       \
+  if (begin <= T && T < end) {            \
+    _tile_loadd(7, keys + T * kTile, 64); \
+    _tile_dpbf16ps(T, 7, 4);              \
+    _tile_dpbf16ps(T, 7, 5);              \
+    _tile_dpbf16ps(T, 7, 6);              \
   }
     BDQ_EACH(BDQ_KEYS)
 #undef BDQ_KEYS
@@ -32,7 +33,8 @@ BDQ_TILES void multiply_keys(const Half* keys, const Half* queries, std::int64_t
   tile_fence();
 }
 
-BDQ_TILES void multiply_values(const Half* values, const Half* weights, std::int64_t tiles, std::int64_t begin, std::int64_t end, float* o) {
+BDQ_TILES void multiply_values(const Half* values, const Half* weights, std::int64_t tiles, std::int64_t begin, std::int64_t end,
+                               float* o) {
   tile_fence();
   for (std::int64_t first = 0; first < tiles; first += 4, o += 4 * kRows * kRows, values += 4 * kKeyChunks * kTile) {
     const std::int64_t count = tiles - first;
@@ -41,13 +43,16 @@ BDQ_TILES void multiply_values(const Half* values, const Half* weights, std::int
     BDQ_EACH(BDQ_LOAD)
 #undef BDQ_LOAD
     for (std::int64_t c = begin; c < end; ++c) {
-      _tile_loadd(4, weights + c * kWeightParts * kTile, 64);
-      _tile_loadd(5, weights + c * kWeightParts * kTile + kTile, 64);
-#define BDQ_VALUES(T)                                         \
-  if (T < count) {                                            \
-    _tile_loadd(6, values + (T * kKeyChunks + c) * kTile, 64); \
-    _tile_dpbf16ps(T, 6, 4);                                  \
-    _tile_dpbf16ps(T, 6, 5);                                  \
+      const Half* parts = weights + c * kWeightParts * kTile;
+      _tile_loadd(4, parts, 64);
+      _tile_loadd(5, parts + kTile, 64);
+      _tile_loadd(6, parts + 2 * kTile, 64);
+#define BDQ_VALUES(T)                                          \
+  if (T < count) {                                             \
+    _tile_loadd(7, values + (T * kKeyChunks + c) * kTile, 64); \
+    _tile_dpbf16ps(T, 7, 4);                                   \
+    _tile_dpbf16ps(T, 7, 5);                                   \
+    _tile_dpbf16ps(T, 7, 6);                                   \
   }
       BDQ_EACH(BDQ_VALUES)
 #undef BDQ_VALUES
@@ -88,10 +93,10 @@ BDQ_TILES void multiply_few_values(const Half* weights, const Half* values, std:
     BDQ_EACH(BDQ_ZERO)
     for (std::int64_t c = 0; c < end; ++c) {
       _tile_loadd(4, weights + c * kTile, 64);
-#define BDQ_VALUES(T)                                               \
-  if (T < count) {                                                  \
-    _tile_loadd(5, values + (c * tiles + first + T) * kTile, 64);   \
-    _tile_dpbf16ps(T, 4, 5);                                        \
+#define BDQ_VALUES(T)                                             \
+  if (T < count) {                                                \
+    _tile_loadd(5, values + (c * tiles + first + T) * kTile, 64); \
+    _tile_dpbf16ps(T, 4, 5);                                      \
   }
       BDQ_EACH(BDQ_VALUES)
 #undef BDQ_VALUES

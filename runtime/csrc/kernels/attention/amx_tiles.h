@@ -9,14 +9,14 @@
 
 namespace bdq::attention::amx {
 
-using Half = std::uint16_t;               // the bits of a bfloat16
-constexpr std::int64_t kRows = 16;        // rows of a tile, and floats of one row
-constexpr std::int64_t kDepth = 32;       // bfloat16 of one row: products that one instruction adds up
+using Half = std::uint16_t;          // the bits of a bfloat16
+constexpr std::int64_t kRows = 16;   // rows of a tile, and floats of one row
+constexpr std::int64_t kDepth = 32;  // bfloat16 of one row: products that one instruction adds up
 constexpr std::int64_t kTile = kRows * kDepth;
-constexpr std::int64_t kKeyTiles = 4;     // of one step of 64 keys
-constexpr std::int64_t kKeyChunks = 2;    // the same keys as depth
-constexpr std::int64_t kQueryParts = 3;   // bfloat16 that add up to a float32
-constexpr std::int64_t kWeightParts = 2;  // and to 16 bits of one
+constexpr std::int64_t kKeyTiles = 4;    // of one step of 64 keys
+constexpr std::int64_t kKeyChunks = 2;   // the same keys as depth
+constexpr std::int64_t kQueryParts = 3;  // bfloat16 that add up to a float32, all 24 bits of it
+constexpr std::int64_t kWeightParts = 3;
 
 // All eight tile registers are whole tiles from here to the end of the object.
 class Tiles {
@@ -37,7 +37,8 @@ class Tiles {
 // GCC does not know that tile instructions read and write memory.
 static inline __attribute__((always_inline)) void tile_fence() { __asm__ volatile("" ::: "memory"); }
 
-// logits[16 t ..][16] = keys · queries for key tiles t from begin to end; keys [chunks, kKeyTiles, kTile], queries [chunks, kQueryParts, kTile].
+// logits[16 t ..][16] = keys · queries for key tiles t from begin to end; keys [chunks, kKeyTiles, kTile], queries [chunks, kQueryParts,
+// kTile].
 void multiply_keys(const Half* keys, const Half* queries, std::int64_t chunks, std::int64_t begin, std::int64_t end, float* logits);
 
 // o[16 t ..][16] += values · weights for channel tiles t; values [tiles, kKeyChunks, kTile], weights [kKeyChunks, kWeightParts, kTile].

@@ -39,7 +39,8 @@ void copy_past(const Problem& problem, std::int64_t b, std::int64_t kv_head) {
   }
 }
 
-void append_tokens(const Problem& problem, const Kernels& kernels, std::int64_t b, std::int64_t kv_head, std::int64_t first, std::int64_t last) {
+void append_tokens(const Problem& problem, const Kernels& kernels, std::int64_t b, std::int64_t kv_head, std::int64_t first,
+                   std::int64_t last) {
   const AttentionSpec& spec = problem.spec;
   const AttentionArguments& a = problem.arguments;
   const std::int64_t D = spec.head_size, past = problem.past(b);

@@ -9,6 +9,7 @@ namespace bdq::attention {
 void copy_past(const Problem& problem, std::int64_t b, std::int64_t kv_head);
 
 // Quantizes keys and values of new tokens first .. last - 1 into present.
-void append_tokens(const Problem& problem, const Kernels& kernels, std::int64_t b, std::int64_t kv_head, std::int64_t first, std::int64_t last);
+void append_tokens(const Problem& problem, const Kernels& kernels, std::int64_t b, std::int64_t kv_head, std::int64_t first,
+                   std::int64_t last);
 
 }  // namespace bdq::attention

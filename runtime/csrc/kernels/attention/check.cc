@@ -33,7 +33,8 @@ bool overlap(const std::uint8_t* a, std::int64_t a_bytes, const std::uint8_t* b,
 std::int64_t cache_row_bytes(std::int64_t head_size, int bits) { return head_size * bits / 8 + 4; }
 
 void check_attention(const AttentionSpec& spec) {
-  if (spec.num_heads < 1 || spec.num_heads > kMaxHeads) refuse("num_heads is " + text(spec.num_heads) + ", expected 1 to " + text(kMaxHeads));
+  if (spec.num_heads < 1 || spec.num_heads > kMaxHeads)
+    refuse("num_heads is " + text(spec.num_heads) + ", expected 1 to " + text(kMaxHeads));
   if (spec.kv_num_heads < 1 || spec.num_heads % spec.kv_num_heads != 0)
     refuse("kv_num_heads is " + text(spec.kv_num_heads) + ", expected a divisor of num_heads = " + text(spec.num_heads));
   if (spec.head_size < 8 || spec.head_size > kMaxHeadSize || spec.head_size % 8 != 0)
@@ -73,7 +74,8 @@ void check_row(const Problem& p, std::int64_t b) {
   if (past > a.past_positions)
     refuse(row + " means " + text(past) + " past tokens, expected at most the positions of past = " + text(a.past_positions));
   if (a.cos_cache != nullptr && past + a.tokens > a.positions)
-    refuse(row + " means a token at position " + text(past + a.tokens - 1) + ", expected less than the rows of cos_cache = " + text(a.positions));
+    refuse(row + " means a token at position " + text(past + a.tokens - 1) +
+           ", expected less than the rows of cos_cache = " + text(a.positions));
 }
 
 }  // namespace
@@ -82,7 +84,8 @@ void check_arguments(const Problem& p) {
   const AttentionArguments& a = p.arguments;
   if (a.batch < 0 || a.tokens < 0) refuse("the query is of " + text(a.batch) + " rows of " + text(a.tokens) + " tokens");
   if (a.total_sequence_length < a.tokens)
-    refuse("total_sequence_length is " + text(a.total_sequence_length) + ", expected at least the number of new tokens = " + text(a.tokens));
+    refuse("total_sequence_length is " + text(a.total_sequence_length) +
+           ", expected at least the number of new tokens = " + text(a.tokens));
   const std::int64_t positions = std::max(a.past_positions, a.total_sequence_length);
   if (a.present_positions != positions)
     refuse("present has " + text(a.present_positions) + " positions, expected max(past, total_sequence_length) = " + text(positions));

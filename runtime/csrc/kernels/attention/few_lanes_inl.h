@@ -4,12 +4,12 @@
 constexpr std::int64_t kPair = 2 * kWidth;  // channels are padded to this
 
 struct FewLanes {
-  float* queries;                   // [count, padded]
-  float* totals;                    // [count]: Σ q
-  float* o;                         // [count, padded]
-  float* weights;                   // [count, kKeys]: logits, then softmax weights times the scale of the value
+  float* queries;  // [count, padded]
+  float* totals;   // [count]: Σ q
+  float* o;        // [count, padded]
+  float* weights;  // [count, kKeys]: logits, then softmax weights times the scale of the value
   StepGrids grids;
-  std::uint8_t *keys, *values;      // [kKeys, padded]: codes
+  std::uint8_t *keys, *values;  // [kKeys, padded]: codes
 
   FewLanes(Carver& carver, std::int64_t padded, std::int64_t lanes) {
     queries = carver.take<float>(lanes * padded);
@@ -23,8 +23,8 @@ struct FewLanes {
 };
 
 // Codes, scales and zero points of `count` rows; up to a multiple of four, rows are 0.
-BDQ_VECTOR void unpack_rows(const std::uint8_t* row, std::int64_t row_bytes, std::int64_t D, std::int64_t padded, int bits, std::int64_t count,
-                            std::uint8_t* codes, float* scales, float* zeros) {
+BDQ_VECTOR void unpack_rows(const std::uint8_t* row, std::int64_t row_bytes, std::int64_t D, std::int64_t padded, int bits,
+                            std::int64_t count, std::uint8_t* codes, float* scales, float* zeros) {
   for (std::int64_t j = 0; j < count; ++j, row += row_bytes) {
     cache_rows::unpack_avx2(row, codes + j * padded, D, bits);
     scales[j] = cache_rows::scale_of(row + row_bytes - 4);
@@ -94,7 +94,8 @@ BDQ_VECTOR void attend_tile(const Problem& problem, const Block& block, const Fe
   dot_codes<kLanes>(lanes.queries + n * padded, padded, lanes.keys, count, lanes.weights + n * kKeys);
   for (int i = 0; i < kLanes; ++i) {
     const Seen seen(problem, past, block.first + n + i);
-    softmax_row<kKeys>(problem, lanes.grids, seen, key, count, lanes.totals[n + i], lanes.weights + (n + i) * kKeys, partial, n + i, keep + i, offset + i);
+    softmax_row<kKeys>(problem, lanes.grids, seen, key, count, lanes.totals[n + i], lanes.weights + (n + i) * kKeys, partial, n + i,
+                       keep + i, offset + i);
   }
   add_codes<kLanes>(lanes.weights + n * kKeys, keep, offset, lanes.values, padded, count, lanes.o + n * padded);
 }

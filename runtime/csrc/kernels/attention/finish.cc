@@ -20,7 +20,7 @@ void finish(const Problem& problem, const Block& block, const Partial* partials,
     float l = 0.0f;
     for (std::int64_t d = 0; d < D; ++d) y[d] = 0.0f;
     for (std::int64_t s = 0; s < splits; ++s) {
-      if (partials[s].l[n] == 0.0f) continue;  // sees no key: m is -inf
+      if (partials[s].l[n] == 0.0f) continue;  // sees no key, and m may be -inf
       const float weight = std::exp2(partials[s].m[n] - m);
       const float* o = partials[s].o + n * D;
       l += weight * partials[s].l[n];

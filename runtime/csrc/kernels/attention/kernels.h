@@ -14,7 +14,7 @@ struct Block {
   std::int64_t key_begin, key_end;
 };
 
-// Of each lane, over the keys of a block that it sees, with z their logits times log2(e): m = max z (-inf where it sees none),
+// Of each lane, over the keys of a block that it sees, with z their logits times log2(e): m = max z (at most -1e30 where it sees none),
 // l = Σ 2^(z - m), o = Σ 2^(z - m) v. Blocks of the same lanes are put together with these three.
 struct Partial {
   float* o;  // [count, head_size]

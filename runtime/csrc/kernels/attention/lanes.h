@@ -8,8 +8,8 @@
 
 namespace bdq::attention {
 
-constexpr std::int64_t kKeys = 64;          // keys of one step; blocks end at multiples of it, or where their last lane does
-constexpr float kNothingSeen = -1e30f;      // m of a lane that saw no key: far below any logit, far above -inf
+constexpr std::int64_t kKeys = 64;      // keys of one step; blocks end at multiples of it, or where their last lane does
+constexpr float kNothingSeen = -1e30f;  // m of a lane that saw no key: far below any logit, far above -inf
 constexpr float kLog2e = 1.44269504088896340736f;
 
 constexpr std::int64_t round_up(std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; }

@@ -123,7 +123,8 @@ BDQ_VECTOR void attend_group(const Problem& problem, const Block& block, const M
   const bool masked = key + end - 1 > lanes.last[from] || key + begin < lanes.first[to];
   const float* queries = lanes.queries + group * kGroup * D;
   float* o = lanes.o + group * kGroup * D;
-  for (std::int64_t j = begin; j < end; j += kTileRows) multiply_tile<false>(lanes.keys + j * D, D, 1, queries, D, lanes.logits + j * kGroup);
+  for (std::int64_t j = begin; j < end; j += kTileRows)
+    multiply_tile<false>(lanes.keys + j * D, D, 1, queries, D, lanes.logits + j * kGroup);
   softmax_step(problem, lanes, group, key, begin, end, masked);
   for (std::int64_t d = 0; d < D; d += kTileRows) {
     multiply_tile<true>(lanes.values + begin * D + d, 1, D, lanes.logits + begin * kGroup, end - begin, o + d * kGroup);
@@ -141,7 +142,8 @@ BDQ_VECTOR void attend_many(const Problem& problem, const Block& block, const Pa
     const std::int64_t count = lesser(kKeys, block.key_end - key);
     for (std::int64_t j = 0; j < count; ++j) {
       dequantize_cache_row(problem.present_key(block.batch, block.kv_head, key + j), lanes.keys + j * D, D, spec.key_bits, problem.isa);
-      dequantize_cache_row(problem.present_value(block.batch, block.kv_head, key + j), lanes.values + j * D, D, spec.value_bits, problem.isa);
+      dequantize_cache_row(problem.present_value(block.batch, block.kv_head, key + j), lanes.values + j * D, D, spec.value_bits,
+                           problem.isa);
     }
     for (std::int64_t i = count * D; i < round_up(count, kTileRows) * D; ++i) lanes.keys[i] = lanes.values[i] = 0.0f;
     for (std::int64_t group = 0; group < groups; ++group) attend_group(problem, block, lanes, group, key, count);

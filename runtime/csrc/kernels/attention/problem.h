@@ -12,12 +12,16 @@ struct Problem {
   const AttentionSpec& spec;
   const AttentionArguments& arguments;
   Isa isa;
-  std::int64_t group;                 // query heads of one KV head
-  std::int64_t key_row, value_row;    // bytes
+  std::int64_t group;               // query heads of one KV head
+  std::int64_t key_row, value_row;  // bytes
 
   Problem(const AttentionSpec& s, const AttentionArguments& a, Isa i)
-      : spec(s), arguments(a), isa(i), group(s.num_heads / s.kv_num_heads),
-        key_row(cache_row_bytes(s.head_size, s.key_bits)), value_row(cache_row_bytes(s.head_size, s.value_bits)) {}
+      : spec(s),
+        arguments(a),
+        isa(i),
+        group(s.num_heads / s.kv_num_heads),
+        key_row(cache_row_bytes(s.head_size, s.key_bits)),
+        value_row(cache_row_bytes(s.head_size, s.value_bits)) {}
 
   // Tokens of row b in front of the first new one.
   std::int64_t past(std::int64_t b) const {

@@ -3,9 +3,9 @@
 namespace bdq::attention {
 namespace {
 
-constexpr std::int64_t kAlign = 64;        // keys that kernels take at once
-constexpr std::int64_t kMinLanes = 64;     // for which unpacking keys pays
-constexpr std::int64_t kMinKeys = 128;     // of one split
+constexpr std::int64_t kAlign = 64;     // keys that kernels take at once
+constexpr std::int64_t kMinLanes = 64;  // for which unpacking keys pays
+constexpr std::int64_t kMinKeys = 128;  // of one split
 constexpr std::int64_t kItemsPerThread = 4;
 constexpr std::int64_t kSerialWork = 1 << 15;  // codes of keys that one thread reads sooner than it wakes another
 
@@ -28,7 +28,8 @@ Schedule make_schedule(const Problem& problem, const Kernels& kernels, int threa
   s.workers = static_cast<int>(std::min<std::int64_t>(threads, whole * ceil_div(keys, kMinKeys)));
   if (whole * keys * problem.spec.head_size < kSerialWork) s.workers = 1;
   if (s.workers > 1) {
-    while (whole * s.splits < kItemsPerThread * s.workers && whole * s.splits % s.workers != 0 && keys / (s.splits + 1) >= kMinKeys) ++s.splits;
+    while (whole * s.splits < kItemsPerThread * s.workers && whole * s.splits % s.workers != 0 && keys / (s.splits + 1) >= kMinKeys)
+      ++s.splits;
   }
   s.items = whole * s.splits;
   return s;

@@ -1,12 +1,12 @@
-// Softmax of one lane over one step of up to kStep keys, kWidth keys to a Vec. In the operations of vectors_*.h: included in the namespace of one
-// instruction set.
+// Softmax of one lane over one step of up to kStep keys, kWidth keys to a Vec. In the operations of vectors_*.h: included in the namespace
+// of one instruction set.
 
 // Products of a query and the codes of each key, in `weights` [kStep], to softmax weights times the scale of the value. Σ q is `total`.
 // Lane n of `partial` follows; keep is what its o must be multiplied with before the weighted codes are added, offset (Σ weight z) what
 // every channel must then lose.
 template <int kStep>
-BDQ_VECTOR void softmax_row(const Problem& problem, const StepGrids& grids, const Seen& seen, std::int64_t key, std::int64_t count, float total, float* weights,
-                            const Partial& partial, std::int64_t n, float* keep, float* offset) {
+BDQ_VECTOR void softmax_row(const Problem& problem, const StepGrids& grids, const Seen& seen, std::int64_t key, std::int64_t count,
+                            float total, float* weights, const Partial& partial, std::int64_t n, float* keep, float* offset) {
   const float cap = Factors(problem.spec).cap;
   const std::int64_t begin = greater(0, seen.first - key), end = lesser(count, seen.last - key + 1);
   Vec top = set1(partial.m[n]);

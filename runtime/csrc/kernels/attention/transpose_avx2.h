@@ -8,7 +8,8 @@
 namespace bdq::attention {
 
 // y[j][i] = x[i][j]; rows are x_stride and y_stride apart.
-static inline __attribute__((target("avx2"), always_inline)) void transpose8(const float* x, std::int64_t x_stride, float* y, std::int64_t y_stride) {
+static inline __attribute__((target("avx2"), always_inline)) void transpose8(const float* x, std::int64_t x_stride, float* y,
+                                                                             std::int64_t y_stride) {
   __m256 r[8], t[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(x + i * x_stride);
   for (int i = 0; i < 8; i += 2) {

@@ -5,8 +5,12 @@
 
 namespace bdq::attention {
 
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
 namespace amx {
 extern const Kernels kernels;
 bool supported();  // tiles of bfloat16, which Isa::kAmx does not promise

@@ -10,9 +10,9 @@
 
 namespace bdq::attention::avx2 {
 
-constexpr int kWidth = 8;       // floats of a Vec
-constexpr int kTileRows = 4;    // of the matrix product, with two Vec of columns
-constexpr int kFewTile = 3;     // lanes that share a conversion of codes, with four keys in flight
+constexpr int kWidth = 8;     // floats of a Vec
+constexpr int kTileRows = 4;  // of the matrix product, with two Vec of columns
+constexpr int kFewTile = 3;   // lanes that share a conversion of codes, with four keys in flight
 
 using Vec = __m256;
 using Ints = __m256i;

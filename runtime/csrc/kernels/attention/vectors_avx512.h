@@ -16,9 +16,9 @@
 
 namespace bdq::attention::avx512 {
 
-constexpr int kWidth = 16;      // floats of a Vec
-constexpr int kTileRows = 8;    // of the matrix product, with two Vec of columns
-constexpr int kFewTile = 4;     // lanes that share a conversion of codes, with four keys in flight
+constexpr int kWidth = 16;    // floats of a Vec
+constexpr int kTileRows = 8;  // of the matrix product, with two Vec of columns
+constexpr int kFewTile = 4;   // lanes that share a conversion of codes, with four keys in flight
 
 using Vec = __m512;
 using Ints = __m512i;
