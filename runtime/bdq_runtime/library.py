@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,9 +56,15 @@ class LibraryInfo:
 def library_path() -> Path:
     """Where the library is; for `SessionOptions.register_custom_ops_library` or onnxruntime-genai.
 
+    `BDQ_LIBRARY` names another build of it.
+
     Raises:
         LibraryMissingError: the package was installed without it.
     """
+    if other := os.environ.get("BDQ_LIBRARY"):
+        if not Path(other).is_file():
+            raise LibraryMissingError(f"the op library {other}, which BDQ_LIBRARY names, does not exist")
+        return Path(other)
     found = files("bdq_runtime").joinpath(_NAME)
     if not found.is_file():
         raise LibraryMissingError(f"the op library {found} is missing; {_REINSTALL}")

@@ -52,6 +52,7 @@ FUNCTION, KERNEL = [[101, 100, 100, 100]], [[0.5, 0.5, 0.5, 0.5]]
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("BDQ_LIBRARY", raising=False)
     monkeypatch.setattr(library, "_NAME", "libnone.so")
     library.warn_slow.cache_clear()
     yield
@@ -118,6 +119,14 @@ def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         library.library_info()
     with pytest.raises(LibraryError, match=r"bad\.so cannot be used"):
         library.register(ort.SessionOptions())
+
+
+def test_another_build_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDQ_LIBRARY", str(tmp_path / "mine.so"))
+    with pytest.raises(LibraryMissingError, match=r"mine\.so, which BDQ_LIBRARY names, does not exist"):
+        library.library_path()
+    (tmp_path / "mine.so").touch()
+    assert library.library_path() == tmp_path / "mine.so"
 
 
 @pytest.mark.usefixtures("no_library")

@@ -78,8 +78,8 @@ def test_the_environment_forces_an_instruction_set() -> None:
 
 
 def test_only_two_functions_are_exported() -> None:
-    if sys.platform != "linux":
-        pytest.skip("needs nm")
+    if sys.platform != "linux" or "BDQ_LIBRARY" in os.environ:
+        pytest.skip("needs nm and the library of a release")
     found = subprocess.run(["nm", "-D", "--defined-only", library_path()], capture_output=True, text=True)
     if found.returncode:
         pytest.skip("needs nm")
