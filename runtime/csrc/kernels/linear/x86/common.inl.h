@@ -7,7 +7,11 @@ template <int n> struct Count {
   static constexpr int value = n;
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+#define BDQ_INLINE  // gcc 12 takes minutes to inline what it instruments
+#else
 #define BDQ_INLINE __attribute__((always_inline))
+#endif
 
 // f(Count<0>{}), ..., f(Count<n - 1>{}): an array indexed by them is registers. gcc unrolls loops too late for that.
 template <int n, int i = 0, class F> BDQ_INLINE inline void each(const F& f) {
