@@ -7,6 +7,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 inside its own intrinsics
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avxvnni")
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
+#endif
 namespace bdq {
 namespace {
 
@@ -33,5 +36,8 @@ const LinearKernels& avx_vnni_linear_kernels() {
 }
 
 }  // namespace bdq
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #pragma GCC pop_options
 #endif
