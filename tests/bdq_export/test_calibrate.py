@@ -110,37 +110,49 @@ def test_gptq_beats_rounding_and_a_wrong_scale_does_not(tiny_model):
 
 
 def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
-    """Rounded to nearest by the loss itself; with GPTQ by the loss of its first blocks."""
-    sketches = {}
-    real = module._Calibration._sketch
+    """Both rounded to nearest and with GPTQ, by the loss on held-out tokens."""
+    final = {}
+    real = module._Calibration._quantize
 
-    def recorded(self, candidate):
-        return sketches.setdefault(candidate.name, real(self, candidate))
+    def recorded(self, candidate, *stage):
+        quantized, loss = real(self, candidate, *stage)
+        final[candidate.name] = loss
+        return quantized, loss
 
-    monkeypatch.setattr(module._Calibration, "_sketch", recorded)
+    monkeypatch.setattr(module._Calibration, "_quantize", recorded)
     for family in ("qwen2", "gemma3"):
         tiny = tiny_model(family)
         _, chosen = run(tiny, weights="rtn")
         losses = {candidate.name: candidate.loss for candidate in chosen.candidates}
         assert losses[chosen.transform] == min(losses.values())
         assert set(losses) == {"none", "smooth", "bdq"}
-        sketches.clear()
+        final.clear()
         _, chosen = run(tiny)
-        assert not sketches or sketches[chosen.transform] == min(sketches.values()) or chosen.transform == "none"
+        assert "none" in final
+        assert final[chosen.transform] == min(final.values()) == chosen.loss
         assert sum(candidate.chosen for candidate in chosen.candidates) == 1
 
 
 def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch):
-    """A candidate that only looks good rounded to nearest is not shipped."""
+    """A candidate that only looks good rounded to nearest is not shipped, nor is anything of it."""
     tiny = tiny_model("qwen2")
+    _, plain = run(tiny, transform="none")
     monkeypatch.setattr(module, "choose", lambda measured, tied: ("smooth", "made up"))
-    real = module._Calibration._sketch
+    real = module._Calibration._quantize
     penalty = {"smooth": 100.0, "none": 0.0}
-    monkeypatch.setattr(module._Calibration, "_sketch", lambda self, one: real(self, one) + penalty[one.name])
+
+    def penalized(self, candidate, *stage):
+        quantized, loss = real(self, candidate, *stage)
+        return quantized, loss + penalty[candidate.name]
+
+    monkeypatch.setattr(module._Calibration, "_quantize", penalized)
     _, result = run(tiny)
     assert result.transform == "none"
-    assert "not clearly with GPTQ" in result.reason
+    assert "not with GPTQ" in result.reason
     assert not result.transforms.diagonals
+    assert result.activation_flatness == plain.activation_flatness
+    for name, weight in plain.quantized.items():
+        assert weight.codes.tobytes() == result.quantized[name].codes.tobytes()
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_model):
