@@ -46,7 +46,7 @@ def test_8_bit_weights_agree_with_the_float_model(family: str, model_dir: ModelD
         model_dir(family, **changes), tmp_path / "out", scheme="w8a16", transform="none", weights="rtn", min_top1=0.85
     )
     assert result.metrics["top1_agreement"] >= 0.85
-    assert result.metrics["kl"] < 0.01
+    assert result.metrics["kl"] < 0.02
     operators = _operators(result.paths[0])
     assert "MatMul" not in operators
     assert operators["GroupQueryAttention"] == 3
