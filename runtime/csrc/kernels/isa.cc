@@ -13,6 +13,10 @@
 #endif
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace bdq {
 namespace {
 
@@ -69,6 +73,17 @@ const Features& features() {
 
 #endif
 
+#if defined(__aarch64__)
+bool has_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#else
+  return true;  // every Apple processor
+#endif
+}
+#endif
+
 std::string supported_names() {
   std::string names;
   for (Isa isa : kAll) {
@@ -114,6 +129,8 @@ bool isa_supported(Isa isa) {
     case Isa::kAvxVnni: return features().avx_vnni;
     case Isa::kAvx512Vnni: return features().avx512_vnni;
     case Isa::kAmx: return features().amx;
+#elif defined(__aarch64__)
+    case Isa::kNeonDot: return has_dot_product();
 #endif
     default: return false;
   }

@@ -13,6 +13,8 @@ const LinearKernels& linear_kernels(Isa isa) {
     case Isa::kAvxVnni: return avx_vnni_linear_kernels();
     case Isa::kAvx512Vnni: return avx512_vnni_linear_kernels();
     case Isa::kAmx: return amx_linear_kernels();
+#elif defined(__aarch64__)
+    case Isa::kNeonDot: return neon_dot_linear_kernels();
 #endif
     default: throw std::invalid_argument("no linear kernels for " + std::string(isa_name(isa)));
   }

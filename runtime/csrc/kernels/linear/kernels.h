@@ -73,6 +73,8 @@ const LinearKernels& avx2_linear_kernels();
 const LinearKernels& avx_vnni_linear_kernels();
 const LinearKernels& avx512_vnni_linear_kernels();
 const LinearKernels& amx_linear_kernels();
+#elif defined(__aarch64__)
+const LinearKernels& neon_dot_linear_kernels();
 #endif
 
 const LinearKernels& linear_kernels(Isa isa);
