@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bdq_export.calibration.candidates import Statistics
+from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.loss import HeldOutLoss
@@ -34,6 +34,7 @@ from bdq_export.calibration.text import calibration_tokens
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
 from bdq_export.options import BDQ, ExportOptions, parse_calib
+from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
 from bdq_export.quantize.sequential import quantize_blocks, round_blocks
@@ -196,19 +197,27 @@ class _Calibration:
         best, reason = self._select(names, statistics)
         if self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq":
             if self.space.dynamic is None:
-                return self._better(best, reason, statistics)
+                # Without its weights, which are folded again: those of two models need not be in memory at once.
+                name, transforms, energies = best.name, best.transforms, best.energies
+                del best
+                return self._better(name, transforms, energies, reason, statistics)
             best, reason = self._checked(best, reason, statistics)
         quantized, loss = self._quantize(best)
         return self._result(best, reason, quantized, loss, statistics)
 
-    def _better(self, best: Transformed, reason: str, statistics: Statistics) -> CalibrationResult:
-        """The whole GPTQ with `best` and without a transform, whichever loses less on held-out tokens.
+    def _better(
+        self, name: str, transforms: Transforms, energies: Energies, reason: str, statistics: Statistics
+    ) -> CalibrationResult:
+        """The whole GPTQ with candidate `name` and without a transform, whichever loses less on held-out tokens.
 
         With float activations the two are close, and a quick GPTQ of a few blocks misjudges them: on SmolLM2-135M it
         preferred `bdq`, 0.040 to 0.047 nats, where the whole one loses 0.129 to 0.103.
         """
         plain = transformed(self.space, NONE, statistics, self.options.seed)
         plain_quantized, plain_loss = self._quantize(plain, "gptq without a transform")
+        self.space.install(self.space.weights)  # drops the dequantized ones
+        give_back_memory()
+        best = refolded(self.space, name, transforms, energies)
         flatness, self.flatness = self.flatness, {}
         warnings, self.warnings = self.warnings, []
         quantized, loss = self._quantize(best)
@@ -218,7 +227,7 @@ class _Calibration:
         self.flatness, self.warnings = flatness, warnings
         self.space.install(plain.weights, plain.online)
         self.space.set_quantized(plain_quantized)
-        reason = f"{best.name} is better rounded to nearest, but not with GPTQ: {both}"
+        reason = f"{name} is better rounded to nearest, but not with GPTQ: {both}"
         return self._result(plain, reason, plain_quantized, plain_loss, statistics)
 
     def _checked(self, best: Transformed, reason: str, statistics: Statistics) -> tuple[Transformed, str]:
