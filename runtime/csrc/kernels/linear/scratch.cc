@@ -1,11 +1,17 @@
 #include "scratch.h"
 
+#include <cstring>
 #include <new>
 
 namespace bdq {
 namespace {
 
-constexpr std::size_t kKeep = std::size_t{64} << 20;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kChecked = true;  // each call has its own memory, of just its size and full of NaN, so that a wrong read or write shows
+#else
+constexpr bool kChecked = false;
+#endif
+constexpr std::size_t kKeep = kChecked ? 0 : std::size_t{64} << 20, kRound = kChecked ? 1 : 4096;
 constexpr std::align_val_t kAlign{64};
 
 struct Kept {
@@ -24,10 +30,11 @@ Scratch::Scratch(Use use, std::size_t bytes) : use_(use) {
     data_ = slot.data;
     bytes_ = slot.bytes;
     slot = Kept{};
-    return;
+  } else {
+    bytes_ = (bytes + kRound - 1) / kRound * kRound;
+    data_ = static_cast<std::uint8_t*>(::operator new(bytes_, kAlign));
   }
-  bytes_ = (bytes + 4095) / 4096 * 4096;
-  data_ = static_cast<std::uint8_t*>(::operator new(bytes_, kAlign));
+  if (kChecked) std::memset(data_, 0xff, bytes_);
 }
 
 Scratch::~Scratch() {

@@ -44,13 +44,18 @@ template <class V> void decode_part(const Multiplication& m, std::int64_t group,
   const std::int64_t begin = part.first * kChunk / m.spec.block_size;
   const std::int64_t end = (part.first + part.chunks) * kChunk;
   float* to = part.scales;
-  for (std::int64_t b = begin; b < m.sizes.blocks && b * m.spec.block_size < end; ++b, to += 2 * kLanes) {
+  std::int64_t b = begin;
+  for (; b < m.sizes.blocks && b * m.spec.block_size < end; ++b, to += 2 * kLanes) {
     for (std::int64_t p = 0; p < 2; ++p) {
       const std::int64_t panel = 2 * group + (p < part.panels ? p : 0);
       for (int i = 0; i < kLanes; i += V::kWidth) {
         V::store_f(to + p * kLanes + i, V::half(m.scales + (panel * m.sizes.blocks + b) * kLanes + i));
       }
     }
+  }
+  // A block of nothing but padding has no scale, and what lay here before may be a NaN.
+  for (; b * m.spec.block_size < end; ++b, to += 2 * kLanes) {
+    for (int i = 0; i < 2 * kLanes; i += V::kWidth) V::store_f(to + i, V::zero_f());
   }
 }
 
