@@ -13,6 +13,7 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.statistics import InputObserver
 from bdq_export.float_model import replace_weights
+from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs, GapObserver
 from bdq_export.quantize.gptq import GptqOptions, gptq
@@ -92,6 +93,8 @@ def quantize_blocks(
                 set_quantized(runner.model, architecture, done)
                 result.quantized.update(done)
             hidden = runner.run(layer, hidden)
+            # Hessians come and go in sizes that the allocator keeps for later: a gigabyte after thirty blocks.
+            give_back_memory()
             stage.advance()
     return result
 
