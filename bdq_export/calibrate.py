@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bdq_export.calibration.bit_choice import choose_bits
 from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
@@ -39,7 +40,7 @@ from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
 from bdq_export.quantize.sequential import quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
-from bdq_export.report.report import Candidate, SiteFlatness
+from bdq_export.report.report import BitChoice, Candidate, SiteFlatness
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
@@ -83,6 +84,7 @@ class CalibrationResult:
         loss: held-out loss of the chosen quantized weights, or None where nothing was measured.
         activation_flatness: of every site's inputs.
         weight_flatness: of every site's weights.
+        bits: what `target_bits` came to, or None.
         warnings: what may go wrong.
     """
 
@@ -100,6 +102,7 @@ class CalibrationResult:
     loss: float | None = None
     activation_flatness: tuple[SiteFlatness, ...] = ()
     weight_flatness: tuple[SiteFlatness, ...] = ()
+    bits: BitChoice | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -125,7 +128,8 @@ def calibrate(
     """
     end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
     dynamic = DynamicBits.of(options)
-    if options.weights == "rtn" and options.transform == NONE and not options.is_static and dynamic is None:
+    closed = options.weights == "rtn" and options.transform == NONE and options.target_bits is None
+    if closed and not options.is_static and dynamic is None:
         return _uncalibrated(checkpoint, model, weights, options, progress)
     tokens = calibration_tokens(
         checkpoint,
@@ -189,6 +193,7 @@ class _Calibration:
         self.measured: list[Measured] = []
         self.warnings: list[str] = []
         self.flatness: dict[str, float] = {}
+        self.bits: BitChoice | None = None
 
     def run(self) -> CalibrationResult:
         statistics: Statistics = self.space.statistics()
@@ -219,12 +224,13 @@ class _Calibration:
         give_back_memory()
         best = refolded(self.space, name, transforms, energies)
         flatness, self.flatness = self.flatness, {}
+        bits = self.bits
         warnings, self.warnings = self.warnings, []
         quantized, loss = self._quantize(best)
         both = f"with GPTQ {loss:.4f} nats, {plain_loss:.4f} without a transform"
         if loss < plain_loss:
             return self._result(best, f"{reason}; {both}", quantized, loss, statistics)
-        self.flatness, self.warnings = flatness, warnings
+        self.flatness, self.warnings, self.bits = flatness, warnings, bits
         self.space.install(plain.weights, plain.online)
         self.space.set_quantized(plain_quantized)
         reason = f"{name} is better rounded to nearest, but not with GPTQ: {both}"
@@ -292,6 +298,10 @@ class _Calibration:
 
     def _quantize(self, candidate: Transformed, stage: str = "gptq") -> tuple[dict[str, QuantizedWeight], float]:
         """Quantize everything for good; the model computes with it afterwards."""
+        if self.options.target_bits is not None:
+            chosen = choose_bits(self.space, candidate, self.options)
+            self.bits = chosen.choice
+            self.space = replace(self.space, spec_of=linear_specs(self.options, chosen.bits))
         space, architecture = self.space, self.space.architecture
         space.install(candidate.weights, candidate.online)
         tied = f"{architecture.lm_head}.weight" not in candidate.weights
@@ -362,5 +372,6 @@ class _Calibration:
             loss=loss,
             activation_flatness=activation_flatness(space, statistics, self.flatness),
             weight_flatness=weight_flatness(space, best.weights),
+            bits=self.bits,
             warnings=tuple(self.warnings),
         )

@@ -38,6 +38,8 @@ class ExportOptions:
         calib_samples: number of calibration sequences.
         calib_seq_len: tokens in each.
         seed: of every random choice.
+        target_bits: average bits of the codes of the decoder blocks' weights; each site gets as many as its measured
+            sensitivity earns (see `quantize.target_bits`). None gives all of them those of the scheme.
         keep: `MODULE=BITS` patterns (glob on module paths); 16 leaves a module float.
         ops: what computes the linears: "matmulnbits" of ONNX Runtime, the project's "bdq" operators, static "qdq" /
             "qlinear" for w8a8, or "auto" (see `linear_ops`). A quantized KV cache takes a bdq operator whatever `ops`.
@@ -58,6 +60,7 @@ class ExportOptions:
     calib_samples: int = 24
     calib_seq_len: int = 512
     seed: int = 0
+    target_bits: float | None = None
     keep: tuple[str, ...] = ()
     ops: str = AUTO
     accuracy_level: int = 4
@@ -76,6 +79,8 @@ class ExportOptions:
         _at_least("seed", self.seed, 0)
         if self.seed > MAX_SEED:
             raise UsageError(f"seed is {self.seed}, expected at most {MAX_SEED}")
+        if self.target_bits is not None:
+            _check_target(scheme, self)
         if not 0 <= self.accuracy_level <= 4:
             raise UsageError(f"accuracy level is {self.accuracy_level}, expected 0 to 4")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
@@ -190,6 +195,15 @@ def _check_scheme(scheme: QuantScheme, options: ExportOptions) -> None:
         _check_bdq(scheme, options)
     if options.linear_ops == MATMULNBITS:
         _check_accuracy_level(scheme, options)
+
+
+def _check_target(scheme: QuantScheme, options: ExportOptions) -> None:
+    if options.target_bits is None or not 2 <= options.target_bits <= 8:
+        raise UsageError(f"target-bits is {options.target_bits}, expected an average from 2 to 8, for example 4.25")
+    if scheme.weight_bits == FLOAT_BITS:
+        raise UsageError(f"--target-bits chooses bits of quantized weights, but scheme {scheme} leaves them float")
+    if options.is_static:
+        raise UsageError(f"--target-bits: static --ops {options.ops} has weights of 8 bits only; use --ops auto or bdq")
 
 
 def _keeps_3_bits(options: ExportOptions) -> bool:

@@ -10,6 +10,7 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + P                            quantized weights, one byte a value until they are packed
              + 3 * 4 * tokens * hidden      inputs and outputs of one block, float and quantized, with calibration
              + 6 * 8 * largest K squared    Hessians of one block with factor, inverse and work space, with gptq
+             + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + 8 * length * vocab           logits of one sequence
 
     disk   =   4 P + 4 E                    the float graph that is checked against torch
@@ -27,6 +28,7 @@ from pathlib import Path
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
 from bdq_export.options import ExportOptions
+from bdq_export.quantize.target_bits import GRADIENT_TOKENS
 from bdq_export.scheme import QuantScheme
 from bdq_models import Dimensions
 
@@ -58,7 +60,7 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         options: of the export.
     """
     embedding = dimensions.vocab_size * dimensions.hidden_size
-    bits = QuantScheme.parse(options.scheme).weight_bits
+    bits = QuantScheme.parse(options.scheme).weight_bits if options.target_bits is None else options.target_bits
     memory = _LIBRARIES + 9 * parameters + 8 * options.calib_seq_len * dimensions.vocab_size
     if options.transform != "none":
         memory += 4 * parameters + 4 * embedding
@@ -66,7 +68,9 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         memory += 12 * options.calib_samples * options.calib_seq_len * dimensions.hidden_size
     if options.weights == "gptq":
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
-    packed = parameters * bits // 8 + parameters // 8 + 2 * embedding
+    if options.target_bits is not None:
+        memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
+    packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding
     return Estimate(memory_bytes=memory, disk_bytes=4 * parameters + 4 * embedding + packed + _SIDE_FILES)
 
 

@@ -82,6 +82,21 @@ class BlockRunner:
                 outputs.append((result[0] if isinstance(result, tuple) else result).float())
         return torch.cat(outputs) if outputs else hidden.new_empty(0)
 
+    def run_with_gradients(self, layer: int, hidden: Tensor, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Batch by batch: the block's input as a leaf of a new graph, its output, and that batch of each of `beside`.
+
+        Args:
+            layer: index of the block.
+            hidden: the block's inputs `[samples, seq_len, hidden_size]`.
+            beside: tensors of as many samples, such as the gradient at the outputs.
+        """
+        for batch, *others in zip(*(torch.split(each, self._batch) for each in (hidden, *beside)), strict=True):
+            call = _normal(self._call(batch.shape[0], layer))
+            with torch.enable_grad():
+                leaf = batch.clone().requires_grad_()
+                result = self.blocks[layer](leaf, **call)
+                yield leaf, result[0] if isinstance(result, tuple) else result, *(each.clone() for each in others)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits `[batch, seq_len, vocab]` float32 from the outputs of the last block, batch by batch."""
@@ -133,6 +148,15 @@ class BlockRunner:
             raise RuntimeError(f"{len(seen)} of {len(self.blocks)} decoder blocks were called")
         self._calls.setdefault(tokens.shape[0], [call for _, call in seen])
         return seen[0][0].float()
+
+
+def _normal(value: Any) -> Any:
+    """`value` with tensors of inference mode copied: autograd refuses to save those."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {key: _normal(each) for key, each in value.items()}
+    return tuple(_normal(each) for each in value) if isinstance(value, tuple) else value
 
 
 def _hook(path: str, observe: Observer, stop: bool) -> Callable[[Module, tuple[Any, ...]], None]:

@@ -44,6 +44,13 @@ def export_command(
     calib_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = _DEFAULTS.calib_samples,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Average bits of the blocks' weights, such as 4.25: each site gets 2, 3 (bdq operators), 4 or 8, by "
+            "measured sensitivity. Without it all have the bits of the scheme."
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(help="MODULE=BITS (glob, repeatable); 16 stays float: --keep 'model.layers.0.*=8'."),
@@ -88,6 +95,7 @@ def export_command(
         "calib_samples": calib_samples,
         "calib_seq_len": calib_seq_len,
         "seed": seed,
+        "target_bits": target_bits,
         "keep": tuple(keep or ()),
         "ops": ops,
         "accuracy_level": accuracy_level,

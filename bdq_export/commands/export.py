@@ -126,6 +126,7 @@ def export_with(
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
     from bdq_export.quantize.specs import check_cache, check_keep
+    from bdq_export.quantize.target_bits import check_target
     from bdq_export.system_errors import resource_errors, signals_as_exceptions
 
     progress = progress or make_progress(quiet)
@@ -136,6 +137,7 @@ def export_with(
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
             check_cache(options, checkpoint.dimensions)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)
+            check_target(options, checkpoint.architecture, checkpoint.dimensions)
             need = check_resources(checkpoint, out, options)
         if dry_run:
             return _estimated(checkpoint, need)
@@ -251,10 +253,10 @@ def _write(
 
 
 def _min_top1(options: ExportOptions) -> float:
-    from bdq_export.scheme import QuantScheme
+    from bdq_export.quantize.target_bits import least_scheme
     from bdq_export.verify import default_min_top1
 
-    return default_min_top1(QuantScheme.parse(options.scheme)) if options.min_top1 is None else options.min_top1
+    return default_min_top1(least_scheme(options)) if options.min_top1 is None else options.min_top1
 
 
 def _metrics(report: ExportReport) -> dict[str, Any]:

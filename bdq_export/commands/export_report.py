@@ -37,6 +37,7 @@ def model_metadata(
         executed_precision=executed_precision(graph),
         transform=calibration.transform,
         family=checkpoint.architecture.name,
+        average_bits=None if calibration.bits is None else round(calibration.bits.average, 4),
         operators_version=bdq_operators(graph)[1] or None,
     )
 
@@ -68,6 +69,7 @@ def make_report(
         flatness=calibration.activation_flatness,
         weight_flatness=calibration.weight_flatness,
         weight_errors=weight_errors(calibration.weights, calibration.quantized),
+        bits=calibration.bits,
         verification=verification,
         notes=_notes(checkpoint, calibration, options, graph),
         warnings=(*calibration.warnings, *_library_warnings(library)),
@@ -88,6 +90,11 @@ def _notes(
             "embedding and lm_head were tied; the rotation unties them, so both are stored"
             if untied
             else "embedding and lm_head are tied: one quantized table serves both"
+        )
+    if calibration.bits is not None:
+        notes.append(
+            f"weights of the blocks have {calibration.bits.average:.3f} bits on average, chosen for each site by the "
+            f"loss that rounding it costs; {calibration.bits.target:g} were asked for"
         )
     rounds = options.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in graph.graph)
     if rounds:

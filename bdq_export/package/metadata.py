@@ -24,6 +24,7 @@ class ModelMetadata:
         executed_precision: what the kernels really compute in, for example "int8 activations (accuracy_level 4)".
         transform: the transform that was chosen.
         family: `Architecture.name`.
+        average_bits: of the codes of the decoder blocks' weights, where `target_bits` chose them. None is not written.
         operators_version: of the `bdq` operators, for a model that uses them: an op library must have this version or
             a newer one. None is not written.
     """
@@ -35,6 +36,7 @@ class ModelMetadata:
     executed_precision: str
     transform: str
     family: str
+    average_bits: float | None = None
     operators_version: int | None = None
 
     def write(self, model: ir.Model) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bdq_export.errors import UsageError
 from bdq_export.options import BDQ, WHOLE_ROW, ExportOptions, parse_keep
@@ -51,13 +51,19 @@ def check_keep(options: ExportOptions, architecture: Architecture, dimensions: D
             )
 
 
-def linear_specs(options: ExportOptions) -> SpecOf:
-    """The specs of the linears of the decoder blocks."""
+def linear_specs(options: ExportOptions, chosen: Mapping[str, int] | None = None) -> SpecOf:
+    """The specs of the linears of the decoder blocks.
+
+    Args:
+        options: of the export.
+        chosen: bits by canonical path, in place of the scheme's; `keep` wins over both.
+    """
     scheme = QuantScheme.parse(options.scheme)
+    own = chosen or {}
 
     def spec_of(path: str) -> QuantSpec | None:
         kept = options.bits_of(path)
-        bits = scheme.weight_bits if kept is None else kept
+        bits = own.get(path, scheme.weight_bits) if kept is None else kept
         if bits == FLOAT_BITS:
             return None
         # Integer operators take no zero points of weights, at 8 bits they gain nothing, and 3 bits are bdq's only.

@@ -56,6 +56,49 @@ class WeightError:
 
 
 @dataclass(frozen=True)
+class SiteBits:
+    """How many bits the linears of one site got.
+
+    Attributes:
+        layer: decoder layer.
+        site: module path of the first linear that reads the site's input.
+        modules: the linears whose bits were chosen together.
+        weights: how many values they have.
+        bits: that were chosen.
+        losses: bits -> predicted KL(float ‖ quantized), in nats, if only this site were rounded to so many.
+    """
+
+    layer: int
+    site: str
+    modules: tuple[str, ...]
+    weights: int
+    bits: int
+    losses: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class BitChoice:
+    """What `--target-bits` came to.
+
+    Attributes:
+        target: average bits that were asked for.
+        average: of the codes of the decoder blocks' weights, `kept` ones included.
+        sites: in execution order.
+        kept: module -> bits that `--keep` fixed.
+    """
+
+    target: float
+    average: float
+    sites: tuple[SiteBits, ...]
+    kept: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def predicted_loss(self) -> float:
+        """Sum of the predicted losses of all sites, in nats."""
+        return sum(site.losses[site.bits] for site in self.sites)
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """Everything worth knowing about one export.
 
@@ -77,6 +120,7 @@ class ExportReport:
         flatness: of the activations, per layer and site.
         weight_flatness: of the weights, per layer and site.
         weight_errors: per quantized weight.
+        bits: of each site, where they were chosen.
         verification: None when it was not run.
         notes: facts to know, for example that tied embeddings were untied.
         warnings: things that may go wrong.
@@ -103,6 +147,7 @@ class ExportReport:
     flatness: tuple[SiteFlatness, ...] = ()
     weight_flatness: tuple[SiteFlatness, ...] = ()
     weight_errors: tuple[WeightError, ...] = ()
+    bits: BitChoice | None = None
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
