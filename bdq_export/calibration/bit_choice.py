@@ -44,9 +44,10 @@ def choose_bits(space: Workspace, candidate: Transformed, options: ExportOptions
     """The bits of each site at which the predicted losses add up to least within `options.target_bits`.
 
     The loss of a site is the KL(float ‖ quantized) of the next-token distributions when only that site is rounded, to
-    second order: half the mean square of `g · δy` over tokens, with δy the error of the site's outputs and g the
-    gradient of the log-likelihood of labels drawn from the model (see `output_gradients`). Activations and cache are
-    float here: what their rounding costs does not depend on the weights' bits much.
+    second order and with errors of different channels and tokens taken as independent: half the mean over tokens of
+    `Σ_n (g_n δy_n)²`, with δy the error of the site's outputs and g the gradient of the log-likelihood of labels drawn
+    from the model (see `output_gradients`). Activations and cache are float here: what their rounding costs does not
+    depend on the weights' bits much.
 
     Args:
         space: the model; computes with the folded float weights of `candidate`, without its online transforms,
@@ -102,9 +103,10 @@ def _loss(
     if odd_grids:
         stacked = torch.cat([weights[f"{path}.weight"] for path in group.paths])
         spec = better_grid_kind(stacked, spec, importance, FEW_RATIOS)
-    change = torch.zeros(seen.inputs.shape[0])
+    total = 0.0
     for path in group.paths:
         weight = weights[f"{path}.weight"]
         rounded = torch.from_numpy(rtn(weight, spec, search=spec.bits < 8, importance=importance).dequantize())
-        change += (seen.inputs @ (rounded - weight).t()).mul_(seen.gradients[path]).sum(-1)
-    return float(change.double().square().mean()) / 2
+        change = (seen.inputs @ (rounded - weight).t()).mul_(seen.gradients[path])
+        total += float(change.square_().sum(-1).mean(dtype=torch.float64)) / 2
+    return total

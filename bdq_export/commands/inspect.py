@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bdq_export.commands.graph_roles import initializer_roles, tensor_bytes
+from bdq_export.commands.layer_bits import layer_table, linear_bits
 from bdq_export.commands.precisions import (
     CachePrecision,
     Precision,
@@ -37,6 +38,7 @@ class InspectResult:
         scheme: as the exporter wrote it, else derived from the linears ("derived" is then True).
         derived: whether `scheme` is a guess.
         precisions: groups of linears, the most frequent first.
+        linear_bits: bits of the weights of each linear node, by its name.
         caches: groups of attention nodes, the most frequent first.
         op_library: whether the library that the model's `bdq` operators run fast with is there, in words.
         file_bytes: size of each file of the model.
@@ -50,6 +52,7 @@ class InspectResult:
     scheme: str
     derived: bool
     precisions: tuple[Precision, ...]
+    linear_bits: dict[str, int]
     caches: tuple[CachePrecision, ...]
     op_library: str
     file_bytes: dict[str, int]
@@ -91,6 +94,7 @@ def inspect(model: str | Path) -> InspectResult:
         scheme=declared or derived_scheme(precisions),
         derived=declared is None,
         precisions=precisions,
+        linear_bits=linear_bits(proto.graph),
         caches=cache_precisions(proto.graph),
         op_library=_op_library(opsets.get(DOMAIN)),
         file_bytes=_file_bytes(path, proto),
@@ -164,6 +168,10 @@ def render(result: InspectResult) -> RenderableType:
             "no" if group.symmetric else "yes",
             f"{group.executed}: {group.note}",
         )
+    headings, rows = layer_table(result.linear_bits)
+    layers = Table(*headings, title="bits of the weights")
+    for row in rows:
+        layers.add_row(*row)
     caches = Table("attention", "nodes", "keys", "values", "rotated", title="KV cache")
     for cache in result.caches:
         rotated = "yes" if cache.hadamard else "no"
@@ -174,4 +182,4 @@ def render(result: InspectResult) -> RenderableType:
     ops = Table("operator", "nodes", title="operators")
     for name, count in result.ops.items():
         ops.add_row(name, str(count))
-    return Group(about, linears, caches, sizes, ops)
+    return Group(about, linears, *([layers] if rows else []), caches, sizes, ops)

@@ -62,7 +62,7 @@ class CachePrecision:
 
 def linear_precisions(graph: GraphProto) -> tuple[Precision, ...]:
     """Groups of linears, the most frequent first."""
-    found = Counter(_node_precisions(graph))
+    found = Counter(precision for _, precision in node_precisions(graph))
     return tuple(Precision(op, count, *rest) for (op, *rest), count in found.most_common())
 
 
@@ -84,23 +84,24 @@ def _caches(graph: GraphProto) -> Iterator[tuple[Any, ...]]:
             yield node.op_type, bits, bits, False
 
 
-def _node_precisions(graph: GraphProto) -> Iterator[tuple[Any, ...]]:
-    """Of each linear: op, weight bits, block size, symmetric, executed, note."""
+def node_precisions(graph: GraphProto) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Of each linear: name of the node; op, weight bits, block size, symmetric, executed, note."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         if node.domain == DOMAIN and "weight" in OPERATORS[node.op_type].inputs:
-            yield _low_bit(node)
+            yield node.name, _low_bit(node)
         elif node.op_type == "MatMulNBits":
-            yield _matmul_nbits(node)
+            yield node.name, _matmul_nbits(node)
         elif node.op_type == "QLinearMatMul":
-            yield "QLinearMatMul", 8, 0, True, "w8a8", "8-bit integers, activation scales fixed at export"
+            integers = "8-bit integers, activation scales fixed at export"
+            yield node.name, ("QLinearMatMul", 8, 0, True, "w8a8", integers)
         elif node.op_type in _FLOAT_MATMULS and len(node.input) > 1:
             source = producers.get(node.input[1])
             if node.input[1] in weights:
-                yield _float(node, _element_bits(weights[node.input[1]]), producers.get(node.input[0]))
+                yield node.name, _float(node, _element_bits(weights[node.input[1]]), producers.get(node.input[0]))
             elif source is not None and source.op_type == "DequantizeLinear" and source.input[0] in weights:
-                yield _dequantized(node, source, weights, producers)
+                yield node.name, _dequantized(node, source, weights, producers)
 
 
 def _float(node: NodeProto, bits: int, before: NodeProto | None) -> tuple[Any, ...]:

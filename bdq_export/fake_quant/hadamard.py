@@ -65,8 +65,9 @@ def apply_online(x: Tensor, transform: OnlineTransform, rounding: Rounding = nea
 
 @cache
 def _sylvester(size: int, dtype: torch.dtype) -> Tensor:
-    """The ±1 matrix."""
-    matrix = torch.ones(1, 1, dtype=dtype)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    """The ±1 matrix; never a tensor of inference mode, since autograd may have to save it."""
+    with torch.inference_mode(False):
+        matrix = torch.ones(1, 1, dtype=dtype)
+        while matrix.shape[0] < size:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix

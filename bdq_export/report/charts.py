@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bdq_export.report.report import SiteFlatness, WeightError
+from bdq_export.report.report import BitChoice, SiteFlatness, WeightError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ _STYLE: Any = {
     "ytick.color": "#6b7482",
     "grid.color": "#eceff3",
 }
+_SHADES = {2: "#dbe5fb", 3: "#93b4f5", 4: "#2563eb", 8: "#173a8a"}
 _LAYER = re.compile(r"\.(\d+)\.(.+)$")
 _COLUMNS = 2
 
@@ -76,6 +77,31 @@ def sqnr_chart(errors: Sequence[WeightError]) -> str:
     _axes(panel, "layer", "SQNR (dB)")
     panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
+
+
+def bits_chart(choice: BitChoice | None) -> str:
+    """A cell for each site and layer, darker with more bits, its number in it; empty text without a choice."""
+    if choice is None or not choice.sites:
+        return ""
+    from matplotlib.patches import Rectangle
+
+    roles = list(dict.fromkeys(_role(site.site) for site in choice.sites))
+    figure, (panel,) = _figure(1, 1, height=0.36 * len(roles) + 0.9)
+    for site in choice.sites:
+        row = roles.index(_role(site.site))
+        panel.add_patch(Rectangle((site.layer - 0.46, row - 0.42), 0.92, 0.84, color=_SHADES[site.bits]))
+        ink = "#ffffff" if site.bits > 3 else "#1c2430"
+        panel.text(site.layer, row, str(site.bits), color=ink, fontsize=8, ha="center", va="center")
+    panel.set_xlim(-0.6, max(site.layer for site in choice.sites) + 0.6)
+    panel.set_ylim(len(roles) - 0.4, -0.6)
+    panel.set_yticks(range(len(roles)), roles)
+    _axes(panel, "layer", "")
+    panel.grid(visible=False)
+    return _svg(figure)
+
+
+def _role(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bdq_export.package.template import render
-from bdq_export.report.charts import flatness_chart, sqnr_chart
+from bdq_export.report.charts import bits_chart, flatness_chart, sqnr_chart
 from bdq_export.report.report import ExportReport
 
 _WORST = 10
@@ -21,6 +21,7 @@ def report_html(report: ExportReport) -> bytes:
     charts = {
         "flatness_svg": Markup(_prefixed(flatness_chart(report.flatness), "f")),
         "weight_flatness_svg": Markup(_prefixed(flatness_chart(report.weight_flatness), "w")),
+        "bits_svg": Markup(_prefixed(bits_chart(report.bits), "b")),
         "sqnr_svg": Markup(_prefixed(sqnr_chart(report.weight_errors), "s")),
     }
     worst = sorted(report.weight_errors, key=lambda error: error.sqnr_db)[:_WORST]

@@ -21,7 +21,9 @@ def test_every_linear_is_in_one_group_or_kept(family, tiny_model):
     every = [tiny.architecture.layer_path(layer, path) for layer in range(3) for path in tiny.architecture.linears]
     assert sorted([*paths, *budget.kept]) == sorted(every)
     assert budget.total == sum(tiny.weights[f"{path}.weight"].numel() for path in every)
-    assert sum(group.weights for group in budget.groups) == sum(tiny.weights[f"{path}.weight"].numel() for path in paths)
+    assert sum(group.weights for group in budget.groups) == sum(
+        tiny.weights[f"{path}.weight"].numel() for path in paths
+    )
     kept = sum(tiny.weights[f"{path}.weight"].numel() * bits for path, bits in budget.kept.items())
     assert budget.kept_bits == kept
     assert budget.kept["model.layers.1.self_attn.q_proj"] == 8
@@ -74,7 +76,9 @@ def test_a_target_in_reach_passes(target, tiny_model):
 def test_a_target_out_of_reach_is_refused_in_one_line(tiny_model):
     tiny = tiny_model("llama")
     options = ExportOptions(target_bits=3.0, keep=("*.layers.0.*=8", "*.layers.1.*=16"))
-    with pytest.raises(UsageError, match="with 14 linears fixed by --keep have 8.667 to 10.67 on average") as refused:
+    with pytest.raises(
+        UsageError, match=r"with 14 linears fixed by --keep have 8\.667 to 10\.67 on average"
+    ) as refused:
         check_target(options, tiny.architecture, tiny.dimensions)
     assert "\n" not in str(refused.value)
     with pytest.raises(UsageError, match="linears of 2, 4 bits have 2 to 4 on average"):

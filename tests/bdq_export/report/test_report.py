@@ -12,7 +12,7 @@ import pytest
 from bdq_export.options import ExportOptions
 from bdq_export.progress import StageCost
 from bdq_export.report.html import report_html
-from bdq_export.report.report import Candidate, ExportReport, SiteFlatness, WeightError
+from bdq_export.report.report import BitChoice, Candidate, ExportReport, SiteBits, SiteFlatness, WeightError
 from bdq_export.report.weight_error import sqnr_db, weight_errors
 from bdq_export.verify import Verification
 from bdq_runtime.packing import PerBlock, QuantizedWeight, QuantSpec
@@ -140,3 +140,23 @@ def test_weight_errors_see_a_wrong_scale() -> None:
     assert error == WeightError("model.layers.0.mlp.up_proj", 4, 200.0)
     (error,) = weight_errors(float_weights, {"model.layers.0.mlp.up_proj.weight": wrong})
     assert error.sqnr_db == pytest.approx(40.0, abs=0.01)
+
+
+def test_html_and_json_show_the_bits_of_each_site(report: ExportReport) -> None:
+    losses = {2: 0.5, 4: 0.25, 8: 0.001}
+    sites = tuple(
+        SiteBits(layer, f"model.layers.{layer}.mlp.{role}", (f"model.layers.{layer}.mlp.{role}",), 100, bits, losses)
+        for layer, role, bits in ((0, "gate_proj", 8), (0, "down_proj", 4), (1, "gate_proj", 2), (1, "down_proj", 4))
+    )
+    choice = BitChoice(4.6, 4.5, sites, {"model.layers.0.self_attn.q_proj": 8})
+    assert choice.predicted_loss == 1.001
+    chosen = dataclasses.replace(report, bits=choice)
+    body = json.loads(chosen.to_json())["bits"]
+    assert (body["target"], body["average"]) == (4.6, 4.5)
+    assert [site["bits"] for site in body["sites"]] == [8, 4, 2, 4]
+    assert body["sites"][2]["losses"] == {"2": 0.5, "4": 0.25, "8": 0.001}
+    page = report_html(chosen).decode()
+    drawing = page.split("Bits of the weights</h2>")[1].split("</section>")[0]
+    for text in ("4.500 on average", "4.6 were asked for", "1 nats", "1 linears were fixed", ">gate_proj<", ">8<"):
+        assert text in drawing
+    assert "Bits of the weights" not in report_html(report).decode()
