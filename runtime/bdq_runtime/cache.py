@@ -52,6 +52,10 @@ class Cache(ABC):
         """Keep the first `length` positions."""
 
     @abstractmethod
+    def copies(self, length: int, rows: int) -> dict[str, Array]:
+        """The first `length` positions of every tensor, `rows` times: `[rows, heads, length, channels]` by name."""
+
+    @abstractmethod
     def bind(self, length: int, total: int) -> None:
         """Bind inputs and outputs for a run that takes the cache from `length` to `total` positions."""
 
@@ -77,6 +81,9 @@ class SharedCache(Cache):
 
     def truncate(self, length: int) -> None:
         pass  # the attention mask says how much of the buffer counts
+
+    def copies(self, length: int, rows: int) -> dict[str, Array]:
+        return {name: np.repeat(buffer[:, :, :length], rows, axis=0) for name, buffer in self._buffers.items()}
 
     def bind(self, length: int, total: int) -> None:
         self._reserve(length, total)
@@ -114,6 +121,10 @@ class ConcatenatedCache(Cache):
 
     def truncate(self, length: int) -> None:
         self._hold([np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._values])
+
+    def copies(self, length: int, rows: int) -> dict[str, Array]:
+        held = zip(self._tensors, self._values, strict=True)
+        return {tensor.past: np.repeat(value.numpy()[:, :, :length], rows, axis=0) for tensor, value in held}
 
     def bind(self, length: int, total: int) -> None:
         for tensor, value in zip(self._tensors, self._values, strict=True):

@@ -98,27 +98,50 @@ class LanguageModel:
             self._cache.truncate(length)
         self.length = length
 
-    def append(self, tokens: Sequence[int] | Array, all_logits: bool = False) -> Array:
+    def append(self, tokens: Sequence[int] | Array, all_logits: bool = False, last: int = 1) -> Array:
         """Feed `tokens` after those in the cache.
 
+        Args:
+            last: how many of the last tokens' logits are wanted, at most all of them.
+
         Returns:
-            `[1, vocab]` logits after the last token, or `[len(tokens), vocab]` with `all_logits`: row i predicts the
-            token after `tokens[i]`. The memory is reused by the next call.
+            `[last, vocab]` logits, or `[len(tokens), vocab]` with `all_logits`: the last row predicts the token after
+            the last of `tokens`. The memory is reused by the next call.
 
         Raises:
             ValueError: no tokens, or an id outside the vocabulary.
         """
         ids = self._checked(tokens)
         total = self.length + ids.shape[1]
+        wanted = ids.shape[1] if all_logits else last
         self._cache.bind(self.length, total)
-        self._tokens.bind(ids, self.length, total, all_logits)
+        self._tokens.bind(ids, self.length, total, 0 if all_logits else last)
         # A graph without `logits_to_keep` computes the logits of every position.
-        rows = self._run(ids.shape[1] if all_logits or not self._keeps else 1)
+        rows = self._run(wanted if self._keeps else ids.shape[1])
         if ids is self._tokens.token:
             self._count_step()
         self._cache.collect(total)
         self.length = total
-        return rows if all_logits else rows[-1:]
+        return rows[len(rows) - wanted :]
+
+    def branch(self, rows: Array) -> Array:
+        """Continue the tokens in the cache in several ways at once; the cache stays as it is.
+
+        Ask `bdq_runtime.branches.accepts_branches` first: GroupQueryAttention takes one row after a past.
+
+        Args:
+            rows: token ids `[rows, count]`.
+
+        Returns:
+            `[rows, count, vocab]` logits: `[r, i]` predicts the token after `rows[r, i]`.
+
+        Raises:
+            ValueError: no tokens, or an id outside the vocabulary.
+        """
+        ids = self._checked(rows.ravel()).reshape(rows.shape)
+        feed = {**self._tokens.values(ids, self.length), **self._cache.copies(self.length, len(rows))}
+        logits: Array = self.session.run(["logits"], feed)[0]
+        return logits
 
     def settle(self) -> None:
         """Wait until nothing runs in the background any more; for benchmarks."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from bdq_runtime.likelihood import LogLikelihood, score_pairs
 from bdq_runtime.model import LanguageModel
-from bdq_runtime.scoring import log_softmax, token_log_probabilities
+from bdq_runtime.text_pairs import encode_pair
 from bdq_runtime.tokenizer import TextTokenizer
 
 
@@ -31,6 +32,14 @@ class MultipleChoice:
     choices: tuple[str, ...]
     gold: int
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is scored: context and continuation."""
+        return [(self.context, choice) for choice in self.choices]
+
+    def lengths(self) -> list[int]:
+        """Characters (not bytes) of each choice, without the space that delimits it from the context."""
+        return [len(choice) - choice.startswith(" ") for choice in self.choices]
+
 
 @dataclass(frozen=True)
 class LastWord:
@@ -38,6 +47,10 @@ class LastWord:
 
     context: str
     target: str
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is scored: context and continuation."""
+        return [(self.context, self.target)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,10 @@ class PartialContext:
     contexts: tuple[str, ...]
     continuation: str
     gold: int
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is scored: context and continuation."""
+        return [(context, self.continuation) for context in self.contexts]
 
 
 Row = MultipleChoice | LastWord | PartialContext
@@ -61,7 +78,7 @@ class TaskResult:
         rows: rows scored.
         accuracy: share of rows that are right.
         accuracy_stderr: its standard error.
-        accuracy_norm: with log-likelihoods divided by characters; multiple choice only.
+        accuracy_norm: with log-likelihoods divided by `MultipleChoice.lengths`; multiple choice only.
         target_perplexity: exp of the mean negative log-likelihood of a target; last word only.
     """
 
@@ -110,11 +127,18 @@ def _row(file: Path, number: int, line: str) -> Row:
         raise ValueError(f"{where} is a {type(value).__name__}, expected an object")
     if "choices" in value:
         choices = _texts(value, "choices", where)
-        return MultipleChoice(_text(value, "context", where), choices, _gold(value, len(choices), where))
+        return MultipleChoice(_context(value, where), choices, _gold(value, len(choices), where))
     if "contexts" in value:
         contexts = _texts(value, "contexts", where)
         return PartialContext(contexts, _text(value, "continuation", where), _gold(value, len(contexts), where))
-    return LastWord(_text(value, "context", where), _text(value, "target", where))
+    return LastWord(_context(value, where), _text(value, "target", where))
+
+
+def _context(value: dict[str, Any], where: str) -> str:
+    found = value.get("context")
+    if not isinstance(found, str):
+        raise ValueError(f"{where}: 'context' is {found!r}, expected a text (it may be empty)")
+    return found
 
 
 def _text(value: dict[str, Any], key: str, where: str) -> str:
@@ -145,24 +169,59 @@ def evaluate_task(
     name: str,
     on_row: Callable[[int], None] | None = None,
 ) -> TaskResult:
-    """Score `rows`, all of one kind; `on_row` is called with the number done."""
+    """Score `rows`, all of one kind; `on_row` is called with the number done.
+
+    Raises:
+        ValueError: a continuation that adds no token, or that is longer than the model's context.
+    """
+    pairs = [row.pairs() for row in rows]
+    owners = [owner for owner, of_row in enumerate(pairs) for _ in of_row]
+    left, done = [len(of_row) for of_row in pairs], 0
+
+    def on_pair(index: int) -> None:
+        nonlocal done
+        left[owners[index]] -= 1
+        if not left[owners[index]]:
+            done += 1
+            if on_row is not None:
+                on_row(done)
+
+    found = iter(log_likelihoods(model, tokenizer, [pair for of_row in pairs for pair in of_row], on_pair))
+    return _summary(name, rows, [[next(found) for _ in of_row] for of_row in pairs])
+
+
+def log_likelihoods(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    pairs: Sequence[tuple[str, str]],
+    on_pair: Callable[[int], None] | None = None,
+) -> list[LogLikelihood]:
+    """Log-likelihood of each continuation after its context; `on_pair` is called with the index of a scored pair.
+
+    Raises:
+        ValueError: a continuation that adds no token, or that is longer than the model's context.
+    """
+    encoded = [encode_pair(tokenizer, context, continuation) for context, continuation in pairs]
+    found: dict[int, LogLikelihood] = {}
+    for index, result in score_pairs(model, encoded):
+        found[index] = result
+        if on_pair is not None:
+            on_pair(index)
+    return [found[index] for index in range(len(pairs))]
+
+
+def _summary(name: str, rows: Sequence[Row], scores: Sequence[Sequence[LogLikelihood]]) -> TaskResult:
     right = right_norm = 0
-    target_log_likelihood = 0.0
-    for done, row in enumerate(rows, 1):
-        if isinstance(row, MultipleChoice):
-            scores = [score for score, _ in log_likelihoods(model, tokenizer, row.context, row.choices)]
-            lengths = [max(1, len(choice) - choice.startswith(" ")) for choice in row.choices]
-            right += int(np.argmax(scores)) == row.gold
-            right_norm += int(np.argmax(np.divide(scores, lengths))) == row.gold
-        elif isinstance(row, LastWord):
-            ((score, greedy),) = log_likelihoods(model, tokenizer, row.context, (row.target,))
-            right += greedy
-            target_log_likelihood += score
+    log_likelihood = 0.0
+    for row, found in zip(rows, scores, strict=True):
+        totals = [score.total for score in found]
+        if isinstance(row, LastWord):
+            right += found[0].greedy
+            log_likelihood += totals[0]
         else:
-            after = [log_likelihoods(model, tokenizer, c, (row.continuation,))[0][0] for c in row.contexts]
-            right += int(np.argmax(after)) == row.gold
-        if on_row is not None:
-            on_row(done)
+            right += int(np.argmax(totals)) == row.gold
+        if isinstance(row, MultipleChoice):
+            right_norm += int(np.argmax(np.divide(totals, row.lengths()))) == row.gold
     count = len(rows)
     accuracy = right / count
     return TaskResult(
@@ -171,49 +230,5 @@ def evaluate_task(
         accuracy,
         accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1)),
         accuracy_norm=right_norm / count if isinstance(rows[0], MultipleChoice) else None,
-        target_perplexity=math.exp(-target_log_likelihood / count) if isinstance(rows[0], LastWord) else None,
+        target_perplexity=math.exp(-log_likelihood / count) if isinstance(rows[0], LastWord) else None,
     )
-
-
-def log_likelihoods(
-    model: LanguageModel, tokenizer: TextTokenizer, context: str, continuations: Sequence[str]
-) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation after `context`, and whether greedy decoding would have written it.
-
-    The context is read once. Where the two together are longer than the model's context, the start is cut off.
-
-    Raises:
-        ValueError: a continuation that adds no token.
-    """
-    pairs = [encode_pair(tokenizer, context, continuation) for continuation in continuations]
-    results, read = [], None
-    for before, after in pairs:
-        if model.context_length is not None:
-            before = before[-max(1, model.context_length + 1 - len(after)) :]
-        if before != read:
-            model.reset(len(before) + len(after))
-            first, read = log_softmax(model.append(before)[-1:]), before
-        rows = [first]
-        if len(after) > 1:
-            rows.append(log_softmax(model.append(after[:-1], all_logits=True)))
-            model.truncate(len(before))
-        scores = np.concatenate(rows)
-        targets = np.asarray(after)
-        total = float(token_log_probabilities(scores, targets).sum())
-        results.append((total, bool((scores.argmax(-1) == targets).all())))
-    return results
-
-
-def encode_pair(tokenizer: TextTokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of what follows it.
-
-    Spaces at the end of the context belong to the continuation, and the two are tokenized together: what is beyond the
-    context's own tokens is the continuation.
-    """
-    stripped = context.rstrip()
-    before = tokenizer.encode(stripped, begin=True)
-    whole = tokenizer.encode(stripped + context[len(stripped) :] + continuation, begin=True)
-    after = whole[len(before) :]
-    if not after:
-        raise ValueError(f"the continuation {continuation!r} adds no token to its context; leave that row out")
-    return before, after

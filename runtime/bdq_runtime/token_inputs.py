@@ -40,10 +40,10 @@ class TokenInputs:
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._grow(256)
 
-    def bind(self, ids: Array, start: int, total: int, all_logits: bool) -> None:
+    def bind(self, ids: Array, start: int, total: int, keep: int) -> None:
         """Bind a run of `ids` int64 `[1, total - start]` at positions `start` to `total`.
 
-        `ids` must live until the run is over.
+        `ids` must live until the run is over. `keep` of the last positions' logits are wanted, 0 for all.
         """
         if total > self._ones.shape[1]:
             self._grow(2 * total)
@@ -53,8 +53,20 @@ class TokenInputs:
         if self._positions:
             self._place(NAMES[2], self._range_address + _INT64.itemsize * start, (1, total - start))
         if self._keeps:
-            self._keep[...] = 0 if all_logits else 1
+            self._keep[...] = keep
             self._place(KEEP, self._keep.ctypes.data, ())
+
+    def values(self, ids: Array, start: int) -> dict[str, Array]:
+        """What a run of rows `ids` int64 `[rows, count]` takes, all of them after `start` tokens; all logits."""
+        rows, count = ids.shape
+        values = {NAMES[0]: ids}
+        if self._mask:
+            values[NAMES[1]] = np.ones((rows, start + count), np.int64)
+        if self._positions:
+            values[NAMES[2]] = np.tile(np.arange(start, start + count), (rows, 1))
+        if self._keeps:
+            values[KEEP] = np.zeros((), np.int64)
+        return values
 
     def one_token(self) -> dict[str, Array]:
         """Values of a run of one token, for the inputs the graph has."""

@@ -59,6 +59,19 @@ class TextTokenizer:
         whole: list[int] = self.backend.encode("a", add_special_tokens=True).ids
         return whole[: whole.index(plain[0])] if plain and plain[0] in whole else []
 
+    def prefix_token(self) -> str | None:
+        """The token that stands for an empty context: that which begins texts, else that which ends them."""
+        for name in ("bos_token", "eos_token"):
+            if value := self._config.get(name):
+                return _content(value)
+        return None
+
+    def prefix_id(self) -> int | None:
+        """Id of `prefix_token()`."""
+        token = self.prefix_token()
+        found: int | None = None if token is None else self.backend.token_to_id(token)
+        return found
+
     def stream(self) -> TextStream:
         """A decoder that takes one token at a time."""
         return TextStream(self)
@@ -79,7 +92,12 @@ class TextTokenizer:
         return value if isinstance(value, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, written by the model's own template.
+        """Token ids of `chat_text`."""
+        # the template has written the special tokens already
+        return self.encode(self.chat_text(messages, add_generation_prompt))
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """A conversation, written by the model's own template.
 
         Args:
             messages: `{"role": ..., "content": ...}` each.
@@ -94,8 +112,7 @@ class TextTokenizer:
         from bdq_runtime.chat import render_chat
 
         special = {name: _content(value) for name, value in self._config.items() if name.endswith("_token") and value}
-        text = render_chat(template, messages, add_generation_prompt, special)
-        return self.encode(text)  # the template has written the special tokens already
+        return render_chat(template, messages, add_generation_prompt, special)
 
 
 class TextStream:

@@ -24,10 +24,14 @@ class DecoderBuilder:
             functions of the tokens when `rotary` is off.
         keep: give the graph the optional input `logits_to_keep`.
         positions: give it the input `position_ids`, added to the token ids' embedding.
+        batch: how many rows it declares to take, 1 or a name.
     """
 
-    def __init__(self, attention: str, rotary: bool, keep: bool, positions: bool, window: int) -> None:
+    def __init__(
+        self, attention: str, rotary: bool, keep: bool, positions: bool, window: int, batch: int | str
+    ) -> None:
         self.attention, self.rotary, self.keep, self.positions, self.window = attention, rotary, keep, positions, window
+        self.batch = batch
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
         self.random = np.random.default_rng(7)
@@ -100,7 +104,7 @@ class DecoderBuilder:
         """The same attention from basic operators."""
 
         def heads(x: str, count: int) -> str:
-            return self.add("Transpose", self.add("Reshape", x, self.ints(1, -1, count, HEAD_DIM)), perm=[0, 2, 1, 3])
+            return self.add("Transpose", self.add("Reshape", x, self.ints(0, -1, count, HEAD_DIM)), perm=[0, 2, 1, 3])
 
         keys, values = (
             self.add("Concat", f"past_key_values.{i}.{n}", heads(x, KV_HEADS), outputs=(f"present.{i}.{n}",), axis=2)
@@ -110,7 +114,7 @@ class DecoderBuilder:
         scores = self.add("MatMul", heads(q, HEADS), self.add("Transpose", repeated[0], perm=[0, 1, 3, 2]))
         scores = self.add("Mul", scores, self.constant("scale", np.float32(HEAD_DIM**-0.5)))
         attended = self.add("MatMul", self.add("Softmax", self.add("Add", scores, "bias"), axis=-1), repeated[1])
-        return self.add("Reshape", self.add("Transpose", attended, perm=[0, 2, 1, 3]), self.ints(1, -1, HIDDEN))
+        return self.add("Reshape", self.add("Transpose", attended, perm=[0, 2, 1, 3]), self.ints(0, -1, HIDDEN))
 
     def lengths(self) -> None:
         """Lengths of the text for the fused operator, or the causal mask for the plain one."""
@@ -152,13 +156,13 @@ class DecoderBuilder:
 
     def inputs(self) -> Iterator[Any]:
         """Declared inputs; `logits_to_keep` has an initializer too, which makes it optional."""
-        yield helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "sequence"])
-        yield helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [1, "total"])
+        yield helper.make_tensor_value_info("input_ids", TensorProto.INT64, [self.batch, "sequence"])
+        yield helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [self.batch, "total"])
         if self.positions:
-            yield helper.make_tensor_value_info("position_ids", TensorProto.INT64, [1, "sequence"])
+            yield helper.make_tensor_value_info("position_ids", TensorProto.INT64, [self.batch, "sequence"])
         for i in range(LAYERS):
             for name in ("key", "value"):
-                shape = [1, KV_HEADS, "past", HEAD_DIM]
+                shape = [self.batch, KV_HEADS, "past", HEAD_DIM]
                 yield helper.make_tensor_value_info(f"past_key_values.{i}.{name}", TensorProto.FLOAT, shape)
         if self.keep:
             yield helper.make_tensor_value_info("logits_to_keep", TensorProto.INT64, [])
@@ -167,10 +171,10 @@ class DecoderBuilder:
         """Keys before values, as onnxruntime-genai orders them: the loop must go by name."""
         # one row by default, as keep-last-logits declares it: onnxruntime-genai reads that length
         rows = 1 if self.keep else "rows"
-        yield helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, rows, VOCAB])
+        yield helper.make_tensor_value_info("logits", TensorProto.FLOAT, [self.batch, rows, VOCAB])
         for name in ("key", "value"):
             for i in range(LAYERS):
-                shape = [1, KV_HEADS, "present", HEAD_DIM]
+                shape = [self.batch, KV_HEADS, "present", HEAD_DIM]
                 yield helper.make_tensor_value_info(f"present.{i}.{name}", TensorProto.FLOAT, shape)
 
 
@@ -201,7 +205,7 @@ def write_tokenizer(folder: Path, begin: bool = False) -> None:
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a tiny decoder: `tiny_decoder(attention="gqa", rotary=True, keep=True, positions=False, window=-1)`.
 
-    Returns the folder, which holds model.onnx, model.onnx.data and tokenizer files; do not change it.
+    `batch` is how many rows it declares, 1 or a name; only plain attention takes several after a past. Returns the folder, which holds model.onnx, model.onnx.data and tokenizer files; do not change it.
     """
     made: dict[tuple[Any, ...], Path] = {}
 
@@ -212,11 +216,12 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         positions: bool = False,
         window: int = -1,
         begin: bool = False,
+        batch: int | str = 1,
     ) -> Path:
-        key = (attention, rotary, keep, positions, window, begin)
+        key = (attention, rotary, keep, positions, window, begin, batch)
         if key not in made:
             folder = tmp_path_factory.mktemp("decoder")
-            model = DecoderBuilder(attention, rotary, keep, positions, window).build()
+            model = DecoderBuilder(attention, rotary, keep, positions, window, batch).build()
             onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
             write_tokenizer(folder, begin)
             made[key] = folder

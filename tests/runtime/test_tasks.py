@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bdq_runtime.likelihood import LogLikelihood
 from bdq_runtime.model import LanguageModel
 from bdq_runtime.tasks import (
     LastWord,
     MultipleChoice,
     PartialContext,
-    encode_pair,
     evaluate_task,
     load_rows,
     log_likelihoods,
@@ -33,52 +33,66 @@ def model(tiny_decoder: Callable[..., Path]) -> LanguageModel:
     return LanguageModel(tiny_decoder(), threads=1)
 
 
-def by_hand(model: LanguageModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+def by_hand(model: LanguageModel, tokenizer: TextTokenizer, context: str, continuation: str) -> float:
     """One full run over everything, then log-softmax at the positions that predict the continuation."""
+    before, after = tokenizer.encode(context), tokenizer.encode(continuation)
     model.reset()
-    logits = model.append(context + continuation[:-1], all_logits=True)[len(context) - 1 :].astype(np.float64)
+    logits = model.append(before + after[:-1], all_logits=True)[len(before) - 1 :].astype(np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    score = sum(log_probabilities[i, token] for i, token in enumerate(continuation))
-    return float(score), logits.argmax(-1).tolist() == continuation
+    return float(sum(log_probabilities[i, token] for i, token in enumerate(after)))
 
 
-def test_log_likelihoods_equal_full_runs(model: LanguageModel, tokenizer: TextTokenizer) -> None:
-    continuations = (" yes", " no way", "!", " the end")
-    found = log_likelihoods(model, tokenizer, "Is it so?", continuations)
-    context = tokenizer.encode("Is it so?")
-    for (score, greedy), continuation in zip(found, continuations, strict=True):
-        expected, expected_greedy = by_hand(model, context, tokenizer.encode(continuation))
-        assert score == pytest.approx(expected, abs=1e-3)
-        assert greedy == expected_greedy
+def test_log_likelihoods_keep_the_order_of_their_pairs(model: LanguageModel, tokenizer: TextTokenizer) -> None:
+    pairs = [("Is it so?", " yes"), ("zz", "!"), ("Is it so?", " no way"), ("Is it", " the end"), ("zz", "!")]
+    seen: list[int] = []
+    found = log_likelihoods(model, tokenizer, pairs, seen.append)
+    assert [score.total for score in found] == pytest.approx(
+        [by_hand(model, tokenizer, *pair) for pair in pairs], abs=1e-3
+    )
+    assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
-def test_long_contexts_lose_their_start(model: LanguageModel, tokenizer: TextTokenizer) -> None:
-    ((score, _),) = log_likelihoods(model, tokenizer, "abcdef " * 50 + "x", ("yz",))
-    # 256 positions are read: all of the text but its last token.
-    context = tokenizer.encode("abcdef " * 50 + "x")[-(256 + 1 - 2) :]
-    assert score == pytest.approx(by_hand(model, context, tokenizer.encode("yz"))[0], abs=1e-3)
+Scores = dict[tuple[str, str], tuple[float, bool]]
+
+
+def give(monkeypatch: pytest.MonkeyPatch, scores: Scores) -> None:
+    """Put given scores in the place of a model's."""
+
+    def given(model: object, tokenizer: object, pairs: list[tuple[str, str]], on_pair: object) -> list[LogLikelihood]:
+        return [LogLikelihood(*scores[pair]) for pair in pairs]
+
+    monkeypatch.setattr("bdq_runtime.tasks.log_likelihoods", given)
 
 
 def test_multiple_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {" aa": -2.0, " bbbbbb": -3.0, " c": -2.5}
-    monkeypatch.setattr(
-        "bdq_runtime.tasks.log_likelihoods", lambda m, t, context, choices: [(scores[c], False) for c in choices]
-    )
+    totals = {" aa": -2.0, " bbbbbb": -3.0, " c": -2.5, " dd": -1.02, " ééé": -1.56}
+    give(monkeypatch, {("q", choice): (total, False) for choice, total in totals.items()})
     # By log-likelihood " aa" wins; by characters (-1, -0.5, -2.5) " bbbbbb" does.
-    rows = [MultipleChoice("q", tuple(scores), gold) for gold in (0, 1, 1, 2)]
+    rows = [MultipleChoice("q", (" aa", " bbbbbb", " c"), gold) for gold in (0, 1, 1, 2)]
     found = evaluate_task(None, None, rows, "t")  # type: ignore[arg-type]
     assert (found.rows, found.accuracy, found.accuracy_norm) == (4, 0.25, 0.5)
     assert found.accuracy_stderr == pytest.approx(math.sqrt(0.25 * 0.75 / 3))
     assert found.target_perplexity is None
-    # Six characters without the space: -3/6 = -0.5 beats " dd" at -1.02/2 = -0.51, and -3/7 would too, -3/5 would not.
-    scores.update({" dd": -1.02})
+    # Six characters without the space: -3/6 = -0.5 beats " dd" at -1.02/2 = -0.51; -1.02/3 (with the space) would win.
     found = evaluate_task(None, None, [MultipleChoice("q", (" dd", " bbbbbb"), 1)], "t")  # type: ignore[arg-type]
     assert (found.accuracy, found.accuracy_norm) == (0.0, 1.0)
+    # Characters, not bytes: -1.56/3 = -0.52 loses to -0.51, while -1.56/6 would win.
+    found = evaluate_task(None, None, [MultipleChoice("q", (" dd", " ééé"), 0)], "t")  # type: ignore[arg-type]
+    assert found.accuracy_norm == 1.0
+
+
+def test_the_first_of_equals_is_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, {("q", " a"): (-1.0, False), ("q", " b"): (-1.0, False)})
+    found = [evaluate_task(None, None, [MultipleChoice("q", (" a", " b"), g)], "t") for g in (0, 1)]  # type: ignore[arg-type]
+    assert [f.accuracy for f in found] == [1.0, 0.0]
+
+
+def test_choices_without_a_space_count_whole() -> None:
+    assert MultipleChoice("q\n", ("abc", " abc"), 0).lengths() == [3, 3]
 
 
 def test_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {" one": (-1.0, True), " two": (-3.0, False)}
-    monkeypatch.setattr("bdq_runtime.tasks.log_likelihoods", lambda m, t, context, targets: [answers[targets[0]]])
+    give(monkeypatch, {("c", " one"): (-1.0, True), ("c", " two"): (-3.0, False)})
     found = evaluate_task(None, None, [LastWord("c", " one"), LastWord("c", " two")], "lambada")  # type: ignore[arg-type]
     assert (found.accuracy, found.accuracy_norm) == (0.5, None)
     assert found.target_perplexity == pytest.approx(math.exp(2.0))
@@ -86,19 +100,17 @@ def test_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_partial_context(model: LanguageModel, tokenizer: TextTokenizer) -> None:
     contexts, continuation = ("Ann so Ann", "Ann so Bob"), " left early."
-    scores = [by_hand(model, tokenizer.encode(c), tokenizer.encode(continuation))[0] for c in contexts]
-    best = int(np.argmax(scores))
+    best = int(np.argmax([by_hand(model, tokenizer, context, continuation) for context in contexts]))
     for gold in (0, 1):
         found = evaluate_task(model, tokenizer, [PartialContext(contexts, continuation, gold)], "w")
         assert found.accuracy == float(gold == best)
 
 
-def test_spaces_move_to_the_continuation(tokenizer: TextTokenizer, tiny_decoder: Callable[..., Path]) -> None:
-    before, after = encode_pair(tokenizer, "so ", "then")
-    assert before == tokenizer.encode("so")
-    assert after == tokenizer.encode(" then"), "the merge of space and t is found"
-    begun = TextTokenizer(tiny_decoder(begin=True))
-    assert encode_pair(begun, "so", " then") == ([259, *before], after)
+def test_progress_counts_finished_rows(model: LanguageModel, tokenizer: TextTokenizer) -> None:
+    rows = [MultipleChoice("a" * n, (" x", " yy"), 0) for n in (3, 1, 2)]
+    seen: list[int] = []
+    evaluate_task(model, tokenizer, rows, "t", seen.append)
+    assert seen == [1, 2, 3]
 
 
 def write(tmp_path: Path, *lines: str) -> Path:
@@ -113,6 +125,7 @@ def test_loads_all_kinds(tmp_path: Path) -> None:
         MultipleChoice("a\u2028b", (" x", " y"), 1)
     ]
     assert load_rows(write(tmp_path, '{"context": "a", "target": " b"}')) == [LastWord("a", " b")]
+    assert load_rows(write(tmp_path, '{"context": "", "target": "b"}')) == [LastWord("", "b")]
     partial = '{"contexts": ["a", "b"], "continuation": " c", "gold": 0}'
     assert load_rows(write(tmp_path, partial)) == [PartialContext(("a", "b"), " c", 0)]
 
@@ -126,7 +139,8 @@ GOOD = '{"context": "a", "target": " b"}'
         ('{"context": "a", ', "line 2 is not valid JSON"),
         ("[1]", "line 2 is a list"),
         ('{"context": "a"}', "line 2: 'target' is None"),
-        ('{"context": "", "target": "b"}', "line 2: 'context' is ''"),
+        ('{"context": 3, "target": "b"}', "line 2: 'context' is 3"),
+        ('{"context": "a", "target": " "}', "line 2: 'target' is ' '"),
         ('{"context": "a", "choices": [" x"], "gold": 0}', "line 2: 'choices'"),
         ('{"context": "a", "choices": [" x", " y"], "gold": 2}', "line 2: 'gold' is 2, expected an index below 2"),
         ('{"context": "a", "choices": [" x", " y"], "gold": true}', "line 2: 'gold' is True"),
