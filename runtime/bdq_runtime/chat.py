@@ -13,6 +13,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+_MARK = "<<the last message ends here>> "
+
 
 class _GenerationBlock(Extension):
     """`{% generation %}` marks the assistant's words for training; here its body is rendered as it stands."""
@@ -57,6 +59,26 @@ def render_chat(
         )
     except (jinja2.TemplateError, TypeError, OverflowError) as error:
         raise ValueError(f"the chat template refuses this conversation: {error}") from None
+
+
+def render_unfinished_chat(
+    template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str] | None = None
+) -> str:
+    """The text of a conversation up to the end of its last message, as transformers' `continue_final_message`.
+
+    Raises:
+        ValueError: no messages, or the template is malformed, refuses them or leaves the last one out.
+    """
+    if not messages:
+        raise ValueError("the conversation has no messages, expected one to continue")
+    last = messages[-1]
+    marked = {**last, "content": f"{last['content']}{_MARK}"}
+    text = render_chat(template, [*messages[:-1], marked], False, special_tokens)
+    end = text.rfind(_MARK.strip())
+    if end < 0:
+        raise ValueError("the chat template leaves out the end of the last message, which is to be continued")
+    # A template that trims messages has trimmed the mark, and would have trimmed what is before it.
+    return text[:end] if text.startswith(_MARK, end) else text[:end].rstrip()
 
 
 def _to_json(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+_PREFIXES = ("bos_token", "eos_token")
 _REPLACEMENT = "\ufffd"
 
 
@@ -61,15 +62,16 @@ class TextTokenizer:
 
     def prefix_token(self) -> str | None:
         """The token that stands for an empty context: that which begins texts, else that which ends them."""
-        for name in ("bos_token", "eos_token"):
-            if value := self._config.get(name):
-                return _content(value)
-        return None
+        return next((_content(self._config[name]) for name in _PREFIXES if self.token_id(name) is not None), None)
 
     def prefix_id(self) -> int | None:
         """Id of `prefix_token()`."""
-        token = self.prefix_token()
-        found: int | None = None if token is None else self.backend.token_to_id(token)
+        return next((found for name in _PREFIXES if (found := self.token_id(name)) is not None), None)
+
+    def token_id(self, name: str) -> int | None:
+        """Id of a special token by its name in tokenizer_config.json, such as `eos_token`; None where it has none."""
+        value = self._config.get(name)
+        found: int | None = self.backend.token_to_id(_content(value)) if value else None
         return found
 
     def stream(self) -> TextStream:
@@ -80,28 +82,38 @@ class TextTokenizer:
         """Whether the folder says how a conversation is written."""
         return self.template() is not None
 
-    def template(self) -> str | None:
-        """The Jinja2 source of the chat template; None where there is none."""
+    def template(self, name: str = "default") -> str | None:
+        """The Jinja2 source of a chat template; None where there is none.
+
+        Raises:
+            ValueError: there is a template, but none of this name.
+        """
         file = self.directory / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        value = self._config.get("chat_template")
-        if isinstance(value, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-            value = named.get("default")
-        return value if isinstance(value, str) else None
+        value = file.read_text(encoding="utf-8") if file.is_file() else self._config.get("chat_template")
+        entries = value if isinstance(value, list) else [{"name": "default", "template": value}]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries if isinstance(entry, dict)}
+        if name != "default" and name not in named:
+            raise ValueError(f"{self.directory} has no chat template {name!r}, expected one of {', '.join(named)}")
+        found = named.get(name)
+        return found if isinstance(found, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of `chat_text`."""
         # the template has written the special tokens already
         return self.encode(self.chat_text(messages, add_generation_prompt))
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> str:
         """A conversation, written by the model's own template.
 
         Args:
             messages: `{"role": ..., "content": ...}` each.
             add_generation_prompt: end with the start of the assistant's answer.
+            continue_final: end where the last message does, so that it can be continued.
 
         Raises:
             ValueError: there is no template, or it refuses these messages.
@@ -109,9 +121,11 @@ class TextTokenizer:
         template = self.template()
         if template is None:
             raise ValueError(f"{self.directory} has no chat template (chat_template.jinja); run without --chat")
-        from bdq_runtime.chat import render_chat
+        from bdq_runtime.chat import render_chat, render_unfinished_chat
 
         special = {name: _content(value) for name, value in self._config.items() if name.endswith("_token") and value}
+        if continue_final:
+            return render_unfinished_chat(template, messages, special)
         return render_chat(template, messages, add_generation_prompt, special)
 
 

@@ -205,7 +205,9 @@ def write_tokenizer(folder: Path, begin: bool = False) -> None:
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a tiny decoder: `tiny_decoder(attention="gqa", rotary=True, keep=True, positions=False, window=-1)`.
 
-    `batch` is how many rows it declares, 1 or a name; only plain attention takes several after a past. Returns the folder, which holds model.onnx, model.onnx.data and tokenizer files; do not change it.
+    `batch` is how many rows it declares, 1 or a name; only plain attention takes several after a past.
+
+    Returns the folder, which holds model.onnx, model.onnx.data and tokenizer files; do not change it.
     """
     made: dict[tuple[Any, ...], Path] = {}
 
