@@ -150,6 +150,7 @@ metric_list: [{{metric: acc}}]
 
 
 @needs_lm_eval
+@pytest.mark.slow  # lm_eval reads all of its own task files first
 def test_the_command_runs_a_task_of_the_user(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
