@@ -23,6 +23,8 @@ from bdq_export.report.report import BitChoice, SiteBits
 
 logger = logging.getLogger(__name__)
 
+EVERY = 4
+"""One of so many rows of a weight is rounded to predict its loss, which is a sum over rows; 1 is all."""
 _SEED = 104729
 """Apart from the seeds of rotations and signs, which count up from the export's."""
 
@@ -100,13 +102,13 @@ def _loss(
     importance = seen.inputs.square().mean(0)
     spec = spec_of(group.paths[0])
     assert spec is not None, "what is chosen is quantized"
+    rows = {path: weights[f"{path}.weight"][::EVERY] for path in group.paths}
     if odd_grids:
-        stacked = torch.cat([weights[f"{path}.weight"] for path in group.paths])
-        spec = better_grid_kind(stacked, spec, importance, FEW_RATIOS)
+        spec = better_grid_kind(torch.cat(list(rows.values())), spec, importance, FEW_RATIOS)
     total = 0.0
-    for path in group.paths:
-        weight = weights[f"{path}.weight"]
-        rounded = torch.from_numpy(rtn(weight, spec, search=spec.bits < 8, importance=importance).dequantize())
-        change = (seen.inputs @ (rounded - weight).t()).mul_(seen.gradients[path])
-        total += float(change.square_().sum(-1).mean(dtype=torch.float64)) / 2
+    for path, some in rows.items():
+        rounded = torch.from_numpy(rtn(some, spec, search=spec.bits < 8, importance=importance).dequantize())
+        change = (seen.inputs @ (rounded - some).t()).mul_(seen.gradients[path][:, ::EVERY])
+        share = some.shape[0] / seen.gradients[path].shape[1]
+        total += float(change.square_().sum(-1).mean(dtype=torch.float64)) / (2 * share)
     return total
