@@ -18,6 +18,7 @@ from bdq_export.calibration.bit_choice import choose_bits
 from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
+from bdq_export.calibration.learned_scales import LearnedScales, learn_scales, tuning_options
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range
 from bdq_export.calibration.selection import (
@@ -85,6 +86,7 @@ class CalibrationResult:
         activation_flatness: of every site's inputs.
         weight_flatness: of every site's weights.
         bits: what `target_bits` came to, or None.
+        learned: what the end-to-end stage did; None where there was none.
         warnings: what may go wrong.
     """
 
@@ -103,6 +105,7 @@ class CalibrationResult:
     activation_flatness: tuple[SiteFlatness, ...] = ()
     weight_flatness: tuple[SiteFlatness, ...] = ()
     bits: BitChoice | None = None
+    learned: LearnedScales | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -135,7 +138,7 @@ def calibrate(
         checkpoint,
         model,
         parse_calib(options.calib),
-        options.calib_samples,
+        options.samples,
         options.calib_seq_len,
         options.seed,
         progress,
@@ -160,7 +163,7 @@ def calibrate(
     loss = HeldOutLoss(model, space.architecture.layers, chooses)
     detach = attach(model, space.architecture, space.dimensions, space.quantization.view)
     try:
-        return _Calibration(space, options, loss, held_back).run()
+        return _Calibration(space, options, loss, chooses, held_back).run()
     finally:
         detach()
         space.install(weights)
@@ -188,8 +191,11 @@ def _uncalibrated(
 class _Calibration:
     """One calibration with measured candidates."""
 
-    def __init__(self, space: Workspace, options: ExportOptions, loss: HeldOutLoss, held_back: Tensor) -> None:
-        self.space, self.options, self.loss, self.held_back = space, options, loss, held_back
+    def __init__(
+        self, space: Workspace, options: ExportOptions, loss: HeldOutLoss, chooses: Tensor, held_back: Tensor
+    ) -> None:
+        self.space, self.options, self.loss = space, options, loss
+        self.chooses, self.held_back = chooses, held_back
         self.measured: list[Measured] = []
         self.warnings: list[str] = []
         self.flatness: dict[str, float] = {}
@@ -205,14 +211,30 @@ class _Calibration:
                 # Without its weights, which are folded again: those of two models need not be in memory at once.
                 name, transforms, energies = best.name, best.transforms, best.energies
                 del best
-                return self._better(name, transforms, energies, reason, statistics)
+                return self._learned(*self._better(name, transforms, energies, reason, statistics), statistics)
             best, reason = self._checked(best, reason, statistics)
-        quantized, loss = self._quantize(best)
-        return self._result(best, reason, quantized, loss, statistics)
+        return self._learned(best, reason, *self._quantize(best), statistics)
+
+    def _learned(
+        self,
+        best: Transformed,
+        reason: str,
+        quantized: Mapping[str, QuantizedWeight],
+        loss: float,
+        statistics: Statistics,
+    ) -> CalibrationResult:
+        """The result, after the end-to-end stage where the options ask for one."""
+        learned = None
+        if self.options.learns:
+            tuning = tuning_options(self.options)
+            best, quantized, learned = learn_scales(self.space, best, quantized, self.loss, loss, self.chooses, tuning)
+            loss = min(learned.before, learned.after)
+        result = self._result(best, reason, quantized, loss, statistics)
+        return replace(result, learned=learned)
 
     def _better(
         self, name: str, transforms: Transforms, energies: Energies, reason: str, statistics: Statistics
-    ) -> CalibrationResult:
+    ) -> tuple[Transformed, str, Mapping[str, QuantizedWeight], float]:
         """The whole GPTQ with candidate `name` and without a transform, whichever loses less on held-out tokens.
 
         With float activations the two are close, and a quick GPTQ of a few blocks misjudges them: on SmolLM2-135M it
@@ -229,12 +251,12 @@ class _Calibration:
         quantized, loss = self._quantize(best)
         both = f"with GPTQ {loss:.4f} nats, {plain_loss:.4f} without a transform"
         if loss < plain_loss:
-            return self._result(best, f"{reason}; {both}", quantized, loss, statistics)
+            return best, f"{reason}; {both}", quantized, loss
         self.flatness, self.warnings, self.bits = flatness, warnings, bits
         self.space.install(plain.weights, plain.online)
         self.space.set_quantized(plain_quantized)
         reason = f"{name} is better rounded to nearest, but not with GPTQ: {both}"
-        return self._result(plain, reason, plain_quantized, plain_loss, statistics)
+        return plain, reason, plain_quantized, plain_loss
 
     def _checked(self, best: Transformed, reason: str, statistics: Statistics) -> tuple[Transformed, str]:
         """`best`, or no transform where a quick GPTQ does not confirm what rounding to nearest found."""

@@ -16,11 +16,18 @@ MATMULNBITS = "matmulnbits"
 BDQ = "bdq"
 STATIC_OPS = ("qdq", "qlinear")
 OPS = (AUTO, BDQ, MATMULNBITS, *STATIC_OPS)
+EFFORTS = ("fast", "standard", "best")
+LOSSES = ("kl", "ce", "rce", "rce-printed")
+LOSS_TARGETS = ("teacher", "label")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 WHOLE_ROW = 0
 """The block size that stands for one scale a row."""
 KEEP_BITS = (2, 3, 4, 8, 16)
 MAX_SEED = 2**63 - 1
+_FEW_BITS = 4
+"""Bits of activations or weights from which "standard" learns: activations of so many, or weights of fewer."""
+_SAMPLES = {"fast": 24, "standard": 64, "best": 128}
+"""Calibration sequences by effort where scales are learned; the fewest of them elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,12 @@ class ExportOptions:
             scheme (see `scale_block`).
         symmetric: no stored zero points; weights of 8 bits never have any.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
-        calib_samples: number of calibration sequences.
+        effort: "fast" learns nothing; "standard" learns scales end to end where activations have 4 bits or fewer or
+            weights fewer than 4; "best" wherever weights are quantized, from more text.
+        loss: what is learned by: "kl" to the float model, "ce", "rce" or "rce-printed" (`learning.losses`).
+        loss_delta: δ of the two reverse losses.
+        loss_target: what these compare with, "teacher" or "label".
+        calib_samples: number of calibration sequences; None is a default for the effort (see `samples`).
         calib_seq_len: tokens in each.
         seed: of every random choice.
         target_bits: average bits of the codes of the decoder blocks' weights; each site gets as many as its measured
@@ -57,7 +69,11 @@ class ExportOptions:
     block_size: int | None = None
     symmetric: bool = True
     calib: str = "self"
-    calib_samples: int = 24
+    effort: str = "standard"
+    loss: str = "kl"
+    loss_delta: float = 0.5
+    loss_target: str = "teacher"
+    calib_samples: int | None = None
     calib_seq_len: int = 512
     seed: int = 0
     target_bits: float | None = None
@@ -72,9 +88,15 @@ class ExportOptions:
         _choice("transform", self.transform, TRANSFORMS)
         _choice("weights", self.weights, WEIGHTS)
         _choice("ops", self.ops, OPS)
+        _choice("effort", self.effort, EFFORTS)
+        _choice("loss", self.loss, LOSSES)
+        _choice("loss-target", self.loss_target, LOSS_TARGETS)
+        if not 0 <= self.loss_delta <= 1:
+            raise UsageError(f"loss-delta is {self.loss_delta}, expected a number from 0 to 1")
         if self.block_size not in (None, WHOLE_ROW, *BLOCK_SIZES):
             raise UsageError(f"block size is {self.block_size}, expected one of {BLOCK_SIZES} or channel")
-        _at_least("calib-samples", self.calib_samples, 2)
+        if self.calib_samples is not None:
+            _at_least("calib-samples", self.calib_samples, 2)
         _at_least("calib-seq-len", self.calib_seq_len, 32)
         _at_least("seed", self.seed, 0)
         if self.seed > MAX_SEED:
@@ -105,6 +127,20 @@ class ExportOptions:
     def is_per_token(self) -> bool:
         """Whether activations of linears are quantized with one dynamic scale a token, by bdq operators."""
         return self.linear_ops == BDQ and QuantScheme.parse(self.scheme).activation_bits != FLOAT_BITS
+
+    @property
+    def learns(self) -> bool:
+        """Whether scales are learned end to end; never those of static activations, whose ranges are measured."""
+        scheme = QuantScheme.parse(self.scheme)
+        if self.effort == "fast" or self.is_static or scheme.weight_bits == FLOAT_BITS:
+            return False
+        few_weights = min(self.target_bits or scheme.weight_bits, scheme.weight_bits) < _FEW_BITS
+        return self.effort == "best" or few_weights or (self.is_per_token and scheme.activation_bits <= _FEW_BITS)
+
+    @property
+    def samples(self) -> int:
+        """Calibration sequences: what was asked for, else what suits the effort."""
+        return self.calib_samples or _SAMPLES[self.effort if self.learns else "fast"]
 
     @property
     def scale_block(self) -> int:

@@ -65,7 +65,7 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
     if options.transform != "none":
         memory += 4 * parameters + 4 * embedding
     if options.transform != "none" or options.weights == "gptq":
-        memory += 12 * options.calib_samples * options.calib_seq_len * dimensions.hidden_size
+        memory += 12 * options.samples * options.calib_seq_len * dimensions.hidden_size
     if options.weights == "gptq":
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
     if options.target_bits is not None:

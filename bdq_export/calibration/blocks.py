@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Observer = Callable[[str, Tensor], None]
 """Called with a module path and that module's input `[..., K]`."""
 
+Through = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Called with a block as a function of its input, and that input."""
+
 _BATCH_TOKENS = 4096
 
 
@@ -96,6 +99,29 @@ class BlockRunner:
                 leaf = batch.clone().requires_grad_()
                 result = self.blocks[layer](leaf, **call)
                 yield leaf, result[0] if isinstance(result, tuple) else result, *(each.clone() for each in others)
+
+    def differentiable(self, tokens: Tensor, through: Through | None = None) -> Tensor:
+        """Outputs of the final norm `[batch, seq_len, hidden_size]` float32 for `tokens` `[batch, seq_len]`.
+
+        Gradients are the caller's to switch on or off.
+
+        Args:
+            tokens: as long as the runner's own.
+            through: calls a block with its input, for gradient checkpointing; None calls it plainly.
+        """
+        hidden = self._record(tokens).clone()
+        for layer, block in enumerate(self.blocks):
+            call = _normal(self._call(tokens.shape[0], layer))
+
+            def forward(states: Tensor, block: Module = block, call: dict[str, Any] = call) -> Tensor:
+                result = block(states, **call)
+                output: Tensor = result[0] if isinstance(result, tuple) else result
+                return output
+
+            hidden = forward(hidden) if through is None else through(forward, hidden)
+        norm, _ = self.ends()
+        result: Tensor = norm(hidden)
+        return result.float()
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:

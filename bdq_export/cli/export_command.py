@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from bdq_export.errors import UsageError
-from bdq_export.options import BLOCK_SIZES, OPS, TRANSFORMS, WEIGHTS, ExportOptions, parse_block_size
+from bdq_export.options import (
+    BLOCK_SIZES,
+    EFFORTS,
+    LOSS_TARGETS,
+    LOSSES,
+    OPS,
+    TRANSFORMS,
+    WEIGHTS,
+    ExportOptions,
+    parse_block_size,
+)
 
 _DEFAULTS = ExportOptions()
 
@@ -41,7 +51,23 @@ def export_command(
     calib: Annotated[
         str, typer.Option(help="UTF-8 text file, or self: text sampled from the model.")
     ] = _DEFAULTS.calib,
-    calib_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = _DEFAULTS.calib_samples,
+    effort: Annotated[
+        str,
+        typer.Option(
+            help=f"{'|'.join(EFFORTS)}: fast learns nothing; standard learns scales where activations have 4 "
+            "bits or fewer or weights fewer than 4; best wherever weights are quantized, from more text."
+        ),
+    ] = _DEFAULTS.effort,
+    loss: Annotated[
+        str, typer.Option(help=f"{'|'.join(LOSSES)}: what scales are learned by; kl is to the float model.")
+    ] = _DEFAULTS.loss,
+    loss_delta: Annotated[float, typer.Option(help="δ of the reverse losses.")] = _DEFAULTS.loss_delta,
+    loss_target: Annotated[
+        str, typer.Option(help=f"{'|'.join(LOSS_TARGETS)}: what the reverse losses compare with.")
+    ] = _DEFAULTS.loss_target,
+    calib_samples: Annotated[
+        int | None, typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales are learned.")
+    ] = None,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,
     target_bits: Annotated[
@@ -92,6 +118,10 @@ def export_command(
         "block_size": parse_block_size(block_size),
         "symmetric": symmetric,
         "calib": calib,
+        "effort": effort,
+        "loss": loss,
+        "loss_delta": loss_delta,
+        "loss_target": loss_target,
         "calib_samples": calib_samples,
         "calib_seq_len": calib_seq_len,
         "seed": seed,

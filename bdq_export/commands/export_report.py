@@ -60,7 +60,12 @@ def make_report(
         transform=calibration.transform,
         executed_precision=executed_precision(graph),
         source_hash=checkpoint.source_hash,
-        options={**asdict(options), "block_size": options.scale_block, "ops": options.linear_ops},
+        options={
+            **asdict(options),
+            "block_size": options.scale_block,
+            "ops": options.linear_ops,
+            "calib_samples": options.samples,
+        },
         parameters=checkpoint.parameters,
         weight_bytes=_weight_bytes(graph),
         source_bytes=sum(path.stat().st_size for path in checkpoint.files),

@@ -1,0 +1,124 @@
+"""The end-to-end stage inside of a calibration: what it starts from, and whether its result is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.precision import product_dtype
+from bdq_export.calibration.selection import Transformed
+from bdq_export.calibration.workspace import Workspace
+from bdq_export.float_model import load_float_model
+from bdq_export.learning.end_to_end import Sequences, TuningOptions, teacher_states, tune
+from bdq_export.learning.heads import Heads
+from bdq_export.learning.losses import Loss
+from bdq_export.learning.parameters import initial_parameters, learned_state
+from bdq_export.learning.state import QuantizedModel
+from bdq_export.learning.student import learning
+from bdq_export.options import ExportOptions
+from bdq_export.process_memory import give_back_memory
+from bdq_runtime.packing import QuantizedWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_EPOCHS = {"standard": 3, "best": 6}
+
+
+@dataclass(frozen=True)
+class LearnedScales:
+    """What the stage did.
+
+    Attributes:
+        before: held-out loss before it, nats.
+        after: held-out loss of what was learned; what it started from is kept where that is not less.
+        steps: of the optimizer.
+    """
+
+    before: float
+    after: float
+    steps: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the export uses what was learned."""
+        return self.after < self.before
+
+
+def tuning_options(options: ExportOptions) -> TuningOptions:
+    """How the stage runs for an export."""
+    loss = Loss(options.loss, options.loss_delta, options.loss_target)
+    return TuningOptions(epochs=_EPOCHS[options.effort], loss=loss, seed=options.seed)
+
+
+def learn_scales(
+    space: Workspace,
+    candidate: Transformed,
+    quantized: Mapping[str, QuantizedWeight],
+    loss: HeldOutLoss,
+    before: float,
+    held_out: Tensor,
+    options: TuningOptions,
+) -> tuple[Transformed, Mapping[str, QuantizedWeight], LearnedScales]:
+    """Learn scales around the codes of `quantized`; the model computes with what is returned afterwards.
+
+    Args:
+        space: computes with `candidate` and `quantized`.
+        candidate: the transformed model.
+        quantized: its weights.
+        loss: judges the result as it will be stored.
+        before: `loss` of what the model computes now.
+        held_out: tokens of `loss`, for stopping early.
+        options: of the stage.
+    """
+    start = QuantizedModel(
+        candidate.weights,
+        quantized,
+        dict(space.quantization.activations),
+        candidate.online,
+        dict(space.quantization.kv),
+    )
+    heads, train, judged = _teacher(space, held_out)
+    parameters = initial_parameters(space.architecture, space.dimensions, start)
+    space.quantization.reset({})  # the student quantizes by itself
+    runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
+    with learning(space.model, space.architecture, space.dimensions, start, parameters):
+        result = tune(runner, parameters, heads, train, judged, space.progress, options)
+    found = learned_state(space.architecture, space.dimensions, start, parameters)
+    give_back_memory()
+    _compute_with(space, found)
+    learned = LearnedScales(before, space.measure(loss), result.steps)
+    logger.info("learned scales: held-out loss %.4f, %.4f before", learned.after, before)
+    if not learned.kept:
+        _compute_with(space, start)
+        return candidate, quantized, learned
+    return replace(candidate, weights=found.weights, online=found.online), found.quantized, learned
+
+
+def _teacher(space: Workspace, held_out: Tensor) -> tuple[Heads, Sequences, Sequences]:
+    """Both lm_heads, and what the float model makes of calibration and held-out tokens."""
+    layers = space.architecture.layers
+    twin = load_float_model(space.description, space.weights)
+
+    def seen(tokens: Tensor) -> Sequences:
+        return Sequences(tokens, teacher_states(BlockRunner(twin, layers, tokens)))
+
+    def head(model: PreTrainedModel) -> Tensor:
+        return model.get_submodule(space.architecture.lm_head).get_parameter("weight").detach().to(product_dtype())
+
+    return Heads(head(space.model), head(twin)), seen(space.tokens), seen(held_out)
+
+
+def _compute_with(space: Workspace, state: QuantizedModel) -> None:
+    space.install(state.weights, state.online)
+    space.set_quantized(state.quantized)
+    space.quantization.activations.update(state.activations)
+    space.quantization.kv.update(state.kv)

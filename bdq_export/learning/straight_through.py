@@ -1,0 +1,85 @@
+"""Quantizers with gradients: the values of `fake_quant`, derivatives straight through the rounding.
+
+Inside of the grid a rounded value moves as its input does; outside it moves with the end of the grid, which is what a
+clip learns from. The largest |x| of a token, from which its step comes, is taken as given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdq_export.fake_quant.activations import quantize_tokens
+from bdq_export.fake_quant.hadamard import sylvester_product
+from bdq_export.fake_quant.kv_rows import quantize_rows
+
+
+def token_codes(x: Tensor, clip: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Integers `[..., K]` and steps `[..., 1]` float32 of `x` `[..., K]` float32.
+
+    Args:
+        x: rows are tokens.
+        clip: a number `[]`; gets a gradient.
+        bits: 3, 4 or 8.
+        dtype: of the integers; bfloat16 holds them exactly.
+    """
+    codes, steps = _TokenCodes.apply(x, clip, bits, dtype)  # type: ignore[no-untyped-call]
+    return codes, steps
+
+
+def row_values(x: Tensor, clip: Tensor, bits: int) -> Tensor:
+    """The values that rows `x` `[..., D]` float32 of keys or values have when they come back from the cache.
+
+    Args:
+        x: rows are heads of tokens.
+        clip: a number `[]`; gets a gradient.
+        bits: 3, 4 or 8.
+    """
+    values: Tensor = _RowValues.apply(x, clip, bits)  # type: ignore[no-untyped-call]
+    return values
+
+
+def rotate(x: Tensor, size: int) -> Tensor:
+    """`x H / sqrt(size)` in blocks of `size` channels, without the integer grid of `online_hadamard` (2^-18 apart)."""
+    rotated: Tensor = sylvester_product(x, size) * size**-0.5
+    return rotated
+
+
+class _TokenCodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        codes, steps = quantize_tokens(x, bits, float(clip))
+        ctx.save_for_backward(x, steps, clip)
+        ctx.bits = bits
+        return codes.to(dtype), steps
+
+    @staticmethod
+    def backward(ctx: Any, code_gradient: Tensor, step_gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, steps, clip = ctx.saved_tensors
+        half = 1 << (ctx.bits - 1)
+        values = x * (1.0 / steps)
+        inside = code_gradient.float() * ((values >= -half) & (values <= half - 1))
+        by_step = step_gradient - (inside * values).sum(-1, keepdim=True) / steps
+        # The step is proportional to the clip.
+        return inside / steps, ((by_step * steps).sum() / clip).reshape(clip.shape), None, None
+
+
+class _RowValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, bits: int) -> Tensor:
+        rows = quantize_rows(x, bits, float(clip))
+        ctx.save_for_backward(x, rows.codes, rows.zeros, rows.scales, clip)
+        ctx.bits = bits
+        return rows.values()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, codes, zeros, scales, clip = ctx.saved_tensors
+        top = (1 << ctx.bits) - 1
+        exact = x / scales + zeros
+        inside = (exact >= -0.5) & (exact <= top + 0.5)
+        # d value / d scale: code - zero, less the share that the code itself gives back inside of the grid.
+        by_scale = gradient * torch.where(inside, codes - exact, codes - zeros)
+        return gradient * inside, ((by_scale * scales).sum() / clip).reshape(clip.shape), None
