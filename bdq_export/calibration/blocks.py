@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,6 +101,15 @@ class BlockRunner:
                 result = self.blocks[layer](leaf, **call)
                 yield leaf, result[0] if isinstance(result, tuple) else result, *(each.clone() for each in others)
 
+    def block(self, layer: int, hidden: Tensor) -> Tensor:
+        """Outputs of block `layer` for one batch of inputs `[batch, seq_len, hidden_size]`, in float32.
+
+        Gradients are the caller's to switch on or off.
+        """
+        result = self.blocks[layer](hidden, **_normal(self._call(hidden.shape[0], layer)))
+        output: Tensor = result[0] if isinstance(result, tuple) else result
+        return output
+
     def differentiable(self, tokens: Tensor, through: Through | None = None) -> Tensor:
         """Outputs of the final norm `[batch, seq_len, hidden_size]` float32 for `tokens` `[batch, seq_len]`.
 
@@ -110,15 +120,8 @@ class BlockRunner:
             through: calls a block with its input, for gradient checkpointing; None calls it plainly.
         """
         hidden = self._record(tokens).clone()
-        for layer, block in enumerate(self.blocks):
-            call = _normal(self._call(tokens.shape[0], layer))
-
-            def forward(states: Tensor, block: Module = block, call: dict[str, Any] = call) -> Tensor:
-                result = block(states, **call)
-                output: Tensor = result[0] if isinstance(result, tuple) else result
-                return output
-
-            hidden = forward(hidden) if through is None else through(forward, hidden)
+        for layer in range(len(self.blocks)):
+            hidden = self.block(layer, hidden) if through is None else through(partial(self.block, layer), hidden)
         norm, _ = self.ends()
         result: Tensor = norm(hidden)
         return result.float()

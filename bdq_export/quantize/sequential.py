@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Prepare = Callable[[BlockRunner, Site, Tensor, Mapping[str, Tensor]], None]
+BeforeBlock = Callable[[BlockRunner, int, Tensor], None]
 
 
 @dataclass
@@ -57,6 +58,7 @@ def quantize_blocks(
     stage_name: str = "gptq",
     prepare: Prepare | None = None,
     odd_grids: bool = False,
+    before_block: BeforeBlock | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -74,6 +76,8 @@ def quantize_blocks(
         prepare: called with the runner, each site, its block's inputs and the float weights before the site's linears
             are quantized: what it does to their inputs is what their Hessian sees.
         odd_grids: put a site's weights on the odd grid where that fits them better.
+        before_block: called with the runner, the index of each block and its inputs before the block's sites; may
+            change `weights` of that block.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -81,6 +85,8 @@ def quantize_blocks(
     with progress.stage(stage_name, total=count) as stage:
         for layer in range(count):
             sites = block_sites(architecture, dimensions, layer)
+            if before_block is not None:
+                before_block(runner, layer, hidden)
             if floats is not None:
                 floats.advance(layer, sites)
             for site in sites:

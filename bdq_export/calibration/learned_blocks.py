@@ -1,0 +1,133 @@
+"""The block-wise learned stage inside of GPTQ: each block's transforms are improved right before it is rounded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.selection import Transformed
+from bdq_export.calibration.workspace import Workspace
+from bdq_export.float_model import load_float_model, replace_weights
+from bdq_export.learning.block_parameters import block_parameters, learned_transforms
+from bdq_export.learning.block_stage import BlockOptions, BlockResult, learn_block
+from bdq_export.learning.block_student import BlockStudent
+from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_runtime.packing import ODD, QuantSpec
+
+logger = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+
+_LEAST_GAIN = 0.01
+"""Share of a block's held-out error that must go away: less may be chance, and costs reproducible closed forms."""
+_FIRST_CACHE_CLIP = 0.95
+
+
+@dataclass
+class LearnedBlocks:
+    """Called for each block before its sites are quantized; keeps the transforms and weights as they come to be.
+
+    Attributes:
+        space: of the calibration; computes with `candidate` and quantizes nothing of the block yet.
+        candidate: transforms and folded weights; replaced by better ones block by block.
+        options: of the stage.
+        results: of the blocks so far.
+    """
+
+    space: Workspace
+    candidate: Transformed
+    options: BlockOptions
+    results: list[BlockResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        space = self.space
+        twin = load_float_model(space.description, space.weights)
+        self._floats = BlockRunner(twin, space.architecture.layers, space.tokens)
+        self._expected = self._floats.embedded()
+        self.weights = dict(self.candidate.weights)
+
+    def learn(self, runner: BlockRunner, layer: int, hidden: Tensor) -> None:
+        """Improve block `layer`; `weights` and what the model computes with are new afterwards.
+
+        Args:
+            runner: of the model with the blocks before quantized.
+            layer: index of the block.
+            hidden: its inputs, all calibration tokens.
+        """
+        self._expected = self._floats.run(layer, self._expected)
+        space, candidate = self.space, self.candidate
+        bits = space.dynamic
+        activation = None if bits is None else bits.first_activations()
+        cache = None if bits is None else bits.cache(space.rotated_cache(candidate.rotates_heads))
+        if cache is not None:
+            cache = replace(cache, key_clip=_FIRST_CACHE_CLIP, value_clip=_FIRST_CACHE_CLIP)
+        parameters = block_parameters(
+            space.architecture, space.dimensions, layer, candidate.transforms, activation, cache
+        )
+        student = BlockStudent(
+            space.architecture,
+            space.dimensions,
+            layer,
+            candidate.transforms,
+            self.weights,
+            self._spec_of,
+            parameters,
+            activation,
+            cache,
+        )
+        # Its own hooks quantize: the model's must not, and they come back with the sites of this block.
+        online = dict(space.quantization.online)
+        space.quantization.online.clear()
+        result = learn_block(runner, student, hidden, self._expected, self.options)
+        space.quantization.online.update(online)
+        self.results.append(result)
+        logger.info("block %d: held-out error %.4f, %.4f before", layer, result.after, result.before)
+        if result.after < result.before * (1 - _LEAST_GAIN):
+            self._fold(
+                layer,
+                learned_transforms(space.architecture, space.dimensions, layer, candidate.transforms, parameters),
+            )
+
+    def _spec_of(self, path: str) -> QuantSpec | None:
+        spec = self.space.spec_of(path)
+        if spec is None or not self.space.odd_grids or spec.bits == 8:
+            return spec
+        return replace(spec, grid=ODD)
+
+    def _fold(self, layer: int, transforms: Transforms) -> None:
+        """Fold `transforms` into block `layer` again, from the untransformed weights."""
+        space = self.space
+        alone = _of_layer(transforms, layer)
+        folded = fold(space.architecture, space.dimensions, space.weights, alone)
+        prefix = f"{space.architecture.layers}.{layer}."
+        changed = {name: weight for name, weight in folded.items() if name.startswith(prefix)}
+        self.weights.update(changed)
+        replace_weights(space.model, space.architecture, changed)
+        online = online_by_path(space.architecture, transforms)
+        space.quantization.online.update({path: each for path, each in online.items() if path.startswith(prefix)})
+        self.candidate = replace(
+            self.candidate,
+            transforms=transforms,
+            weights=self.weights,
+            online={**self.candidate.online, **online},
+        )
+
+
+def _of_layer(transforms: Transforms, layer: int) -> Transforms:
+    """The parts of one layer, and no other."""
+
+    def own(parts: Mapping[tuple[int, str], Part]) -> dict[tuple[int, str], Part]:
+        return {key: value for key, value in parts.items() if key[0] == layer}
+
+    heads = transforms.head_rotations
+    return Transforms(
+        diagonals=own(transforms.diagonals),
+        diagonals_before=own(transforms.diagonals_before),
+        head_rotations={layer: heads[layer]} if layer in heads else {},
+        online=own(transforms.online),
+    )

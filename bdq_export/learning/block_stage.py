@@ -1,0 +1,104 @@
+"""The stage before rounding, one block at a time: diagonals around the rotations and clips, against the float block.
+
+The block's inputs are those that the already quantized blocks before it produce; its outputs are compared with what the
+float blocks give for the float inputs. Weights are rounded to nearest in here; GPTQ rounds them for good afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.learning.block_parameters import BlockParameters
+from bdq_export.learning.block_student import BlockStudent
+from bdq_export.learning.weight_rounding import relative_error
+
+_CHECKS = 4
+_LAST_RATE = 0.05
+_LARGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How the stage runs.
+
+    Attributes:
+        steps: of the optimizer, for each block.
+        batch: sequences a step.
+        rate: learning rate of logarithms and clips.
+        held_out: sequences that judge and are not learned from.
+        seed: of the order of sequences.
+    """
+
+    steps: int = 32
+    batch: int = 2
+    rate: float = 5e-3
+    held_out: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """Error of the block's outputs on held-out sequences, relative to their size.
+
+    Attributes:
+        before: with the transforms as they were.
+        after: with the best that was found, which is never more.
+    """
+
+    before: float
+    after: float
+
+
+def learn_block(
+    runner: BlockRunner, student: BlockStudent, hidden: Tensor, expected: Tensor, options: BlockOptions | None = None
+) -> BlockResult:
+    """Learn the parameters of `student` in place; the best ones on held-out sequences stay.
+
+    Args:
+        runner: of the model whose block it is.
+        student: over the parameters.
+        hidden: inputs of the block from the quantized blocks before, `[samples, seq_len, hidden_size]`.
+        expected: outputs of the float block for float inputs, of the same shape.
+        options: of the stage.
+    """
+    options = options or BlockOptions()
+    held = min(options.held_out, max(1, len(hidden) // 4))
+    parameters: BlockParameters = student.parameters
+    optimizer = torch.optim.AdamW(list(parameters), lr=options.rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
+    generator = torch.Generator().manual_seed(options.seed + student.layer)
+    every = max(1, options.steps // _CHECKS)
+    with student.attached(runner.model):
+        before = best = _error(runner, student, hidden[-held:], expected[-held:])
+        kept = parameters.values()
+        for step in range(options.steps):
+            rate = options.rate * max(_LAST_RATE, 0.5 * (1 + math.cos(math.pi * step / options.steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            index = torch.randint(len(hidden) - held, (options.batch,), generator=generator)
+            student.refresh()
+            found = runner.block(student.layer, hidden[index])
+            relative_error(found, expected[index]).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(list(parameters), _LARGEST_GRADIENT, foreach=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            parameters.clamp_clips()
+            if (step + 1) % every == 0 or step + 1 == options.steps:
+                error = _error(runner, student, hidden[-held:], expected[-held:])
+                if error < best:
+                    best, kept = error, parameters.values()
+        parameters.set_values(kept)
+    return BlockResult(before, best)
+
+
+@torch.no_grad()
+def _error(runner: BlockRunner, student: BlockStudent, hidden: Tensor, expected: Tensor) -> float:
+    student.refresh()
+    return sum(
+        float(relative_error(runner.block(student.layer, one), target))
+        for one, target in zip(torch.split(hidden, 1), torch.split(expected, 1), strict=True)
+    ) / len(hidden)

@@ -1,0 +1,210 @@
+"""One decoder block with learned diagonals around its rotations, and everything rounded: gradients reach all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import linear
+
+from bdq_export.calibration.precision import product_dtype
+from bdq_export.calibration.sites import block_sites
+from bdq_export.fake_quant.attention import attention_inputs
+from bdq_export.learning.block_parameters import BlockParameters, factors, is_input
+from bdq_export.learning.parameters import modules_of
+from bdq_export.learning.straight_through import rotate, row_values, token_codes
+from bdq_export.learning.weight_rounding import RowGrids
+from bdq_export.quantize.specs import SpecOf
+from bdq_export.transform import Transforms
+from bdq_models import Architecture, Dimensions, Edge
+from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class BlockStudent:
+    """A decoder block as it will be once `parameters` are folded and its weights rounded to nearest.
+
+    Args:
+        architecture: its family.
+        dimensions: its sizes.
+        layer: index of the block.
+        transforms: that `weights` were folded with.
+        weights: canonical folded float weights.
+        spec_of: how each linear is quantized.
+        parameters: of `block_parameters`.
+        activation: quantization of the inputs of all linears; None leaves them float.
+        cache: quantization of the cache; None leaves it float.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        dimensions: Dimensions,
+        layer: int,
+        transforms: Transforms,
+        weights: Mapping[str, Tensor],
+        spec_of: SpecOf,
+        parameters: BlockParameters,
+        activation: ActivationQuantization | None,
+        cache: KVQuantization | None,
+    ) -> None:
+        self.architecture, self.dimensions, self.layer = architecture, dimensions, layer
+        self.parameters, self.activation, self.cache = parameters, activation, cache
+        self._online: dict[str, OnlineTransform] = {
+            path: transforms.online[layer, edge.name]
+            for edge in architecture.edges
+            if (layer, edge.name) in transforms.online
+            for path in edge.consumers
+        }
+        self._base: dict[str, Tensor] = {}
+        self._grids: dict[str, RowGrids] = {}
+        for path in architecture.linears:
+            name = f"{architecture.layer_path(layer, path)}.weight"
+            weight = weights[name].float()
+            spec = spec_of(name.removesuffix(".weight"))
+            if spec is not None:
+                self._grids[path] = RowGrids.searched(weight, spec)
+            self._base[path] = self._unrotated(path, weight)
+        self._values: dict[str, Tensor] = {}
+        self._last: tuple[Tensor, str, tuple[Tensor, Tensor | None]] | None = None
+
+    @contextmanager
+    def attached(self, model: PreTrainedModel) -> Iterator[None]:
+        """Let the block of `model` compute with the parameters; call `refresh` after each change of them."""
+        with ExitStack() as stack:
+            for site in block_sites(self.architecture, self.dimensions, self.layer):
+                prefix = len(f"{self.architecture.layers}.{self.layer}.")
+                for name, places in modules_of(self.architecture, self.dimensions, site).items():
+                    module = model.get_submodule(name)
+                    paths = [path[prefix:] for path, _ in places]
+                    module.forward = _BlockLinear(self, paths, module._parameters.get("bias"))
+                    stack.callback(delattr, module, "forward")
+            for norm in self.architecture.norms:
+                path = self.architecture.layer_path(self.layer, norm)
+                hook = model.get_submodule(path).register_forward_hook(self._norm_hook(norm))
+                stack.callback(hook.remove)
+            stack.enter_context(attention_inputs(model, self.architecture.layers, self._heads))
+            self.refresh()
+            stack.callback(self._forget)
+            yield
+
+    def refresh(self) -> None:
+        """Make the rounded weights of the present parameters."""
+        self._values = {path: self._rounded(path) for path in self.architecture.linears}
+        self._last = None
+
+    def _forget(self) -> None:
+        self._values, self._last = {}, None
+
+    def value(self, path: str) -> Tensor:
+        """The rounded weight of the linear `path` (relative to the block), in the dtype of products."""
+        return self._values[path]
+
+    def output_factors(self, path: str) -> Tensor | None:
+        """What the outputs of `path`, a linear or a norm, are multiplied with; None is 1."""
+        result: Tensor | None = None
+        for edge, scale, inverse in self._factors():
+            each = scale if path in edge.producers else None
+            if path in edge.consumers and not is_input(edge):
+                each = inverse
+            if each is not None:
+                result = each if result is None else result * each
+        return result
+
+    def operand(self, path: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The input of the linear `path` after its online transform, and steps where it is rounded."""
+        first = self._first(path)
+        # q, k and v (gate and up) get the same tensor in turn.
+        if self._last is None or self._last[0] is not x or self._last[1] != first:
+            self._last = (x, first, self._operand(path, first, x.float()))
+        return self._last[2]
+
+    def _operand(self, path: str, first: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        online = self._online.get(path)
+        if online is not None:
+            x = rotate(x, online.hadamard_size)
+            if online.diagonal is not None:
+                x = x * self._diagonal(path, online)
+        if self.activation is None:
+            return x.to(product_dtype()), None
+        return token_codes(x, self.parameters.clips[first], self.activation.bits, product_dtype())
+
+    def _first(self, path: str) -> str:
+        absolute = self.architecture.layer_path(self.layer, path)
+        sites = block_sites(self.architecture, self.dimensions, self.layer)
+        return next(site.paths[0] for site in sites if absolute in site.paths)
+
+    def _diagonal(self, path: str, online: OnlineTransform) -> Tensor:
+        (edge,) = (edge for edge in self.architecture.edges if is_input(edge) and path in edge.consumers)
+        return torch.from_numpy(online.diagonal) * self.parameters.after[edge.name].exp()
+
+    def _unrotated(self, path: str, weight: Tensor) -> Tensor:
+        online = self._online.get(path)
+        if online is None:
+            return weight
+        if online.diagonal is not None:
+            weight = weight * torch.from_numpy(online.diagonal)
+        return rotate(weight, online.hadamard_size)  # H is its own inverse
+
+    def _factors(self) -> Iterator[tuple[Edge, Tensor, Tensor]]:
+        for name, log_factors in self.parameters.before.items():
+            edge = self.architecture.edge(name)
+            yield edge, *factors(edge, self.dimensions, log_factors)
+
+    def _rounded(self, path: str) -> Tensor:
+        weight = self._base[path]
+        for edge, _, inverse in self._factors():
+            if is_input(edge) and path in edge.consumers:
+                weight = weight * inverse
+        online = self._online.get(path)
+        if online is not None:
+            weight = rotate(weight, online.hadamard_size)
+            if online.diagonal is not None:
+                weight = weight / self._diagonal(path, online)
+        grids = self._grids.get(path)
+        if grids is not None:
+            # Factors of rows go through their scales: the codes do not change, so they are applied to the outputs.
+            weight = grids.round(weight, self.parameters.rows[path])
+        return weight.to(product_dtype())
+
+    def _norm_hook(self, norm: str) -> Any:
+        def hook(_module: Module, _inputs: Any, output: Tensor) -> Tensor:
+            scale = self.output_factors(norm)
+            return output if scale is None else output * scale
+
+        return hook
+
+    def _heads(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.cache is None or layer != self.layer:
+            return query, key, value
+        if self.cache.hadamard:
+            query, key = rotate(query, query.shape[-1]), rotate(key, key.shape[-1])
+        key = row_values(key, self.parameters.cache[0], self.cache.key_bits)
+        return query, key, row_values(value, self.parameters.cache[1], self.cache.value_bits)
+
+
+class _BlockLinear:
+    """The forward of a linear module of the block."""
+
+    def __init__(self, student: BlockStudent, paths: list[str], bias: Tensor | None) -> None:
+        self._student, self._paths, self._bias = student, paths, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        student = self._student
+        values, steps = student.operand(self._paths[0], x)
+        y = torch.cat([linear(values, student.value(path)).float() for path in self._paths], -1)
+        if steps is not None:
+            y = y * steps
+        if self._bias is not None:
+            y = y + self._bias
+        scales = [student.output_factors(path) for path in self._paths]
+        if all(scale is None for scale in scales):
+            return y
+        sizes = [student.dimensions.output_size(path) for path in self._paths]
+        return y * torch.cat([torch.ones(n) if s is None else s for s, n in zip(scales, sizes, strict=True)])

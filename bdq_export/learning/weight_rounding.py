@@ -1,0 +1,58 @@
+"""Weights rounded with gradients: straight through the rounding, and to the reach of each row's grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bdq_export.quantize.grid import searched_grid, to_blocks
+from bdq_runtime.packing import ODD, QuantSpec
+
+_LEAST = 1e-12
+_REACH = (0.05, 1.2)
+
+
+@dataclass(frozen=True, eq=False)
+class RowGrids:
+    """Symmetric grids whose steps follow the largest weight of each block.
+
+    Attributes:
+        spec: bits and block size.
+        reach: part of the largest weight that a grid covers, `[N, B]`; its sign is the step's, which says on which
+            side the integer grid has its one level more.
+    """
+
+    spec: QuantSpec
+    reach: Tensor
+
+    @classmethod
+    def searched(cls, weight: Tensor, spec: QuantSpec) -> RowGrids:
+        """The reach that a search finds for `weight` `[N, K]`."""
+        steps = searched_grid(weight.detach(), spec).steps
+        largest = to_blocks(weight.detach(), spec).abs().amax(-1).clamp_min(_LEAST)
+        reach = steps * _half(spec) / largest
+        return cls(spec, torch.copysign(reach.abs().clamp(*_REACH), reach))
+
+    def round(self, weight: Tensor, log_reach: Tensor) -> Tensor:
+        """`weight` `[N, K]` rounded, with gradients to it and to `log_reach` `[N, 1]`."""
+        blocks = to_blocks(weight, self.spec)
+        largest = blocks.detach().abs().amax(-1).clamp_min(_LEAST)
+        steps = (largest * self.reach * log_reach.exp() / _half(self.spec)).unsqueeze(-1)
+        low, high = -(1 << (self.spec.bits - 1)), (1 << (self.spec.bits - 1)) - 1
+        # The odd grid lies half a step beside the integer one: levels ±1/2, ±3/2, ...
+        offset = 0.5 if self.spec.grid == ODD else 0.0
+        exact = (blocks / steps - offset).clamp(low, high)
+        rounded = exact + (exact.round() - exact).detach()
+        return ((rounded + offset) * steps).flatten(1)[:, : weight.shape[1]]
+
+
+def _half(spec: QuantSpec) -> float:
+    return ((1 << spec.bits) - 1) / 2 if spec.grid == ODD else (1 << (spec.bits - 1)) - 1
+
+
+def relative_error(found: Tensor, expected: Tensor) -> Tensor:
+    """Mean over tokens of |found - expected|² / |expected|², `[]`: what a norm that follows sees of an error."""
+    total = expected.square().sum(-1).clamp_min(_LEAST)
+    mean: Tensor = ((found - expected).square().sum(-1) / total).mean()
+    return mean
