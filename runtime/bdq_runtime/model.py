@@ -36,6 +36,7 @@ class LanguageModel:
         context_length: the most positions the model was made for, None where nothing says it.
         shares_cache: True when the cache is written in place.
         length: tokens in the cache.
+        branches: whether `branch` works; None until `bdq_runtime.branches.accepts_branches` has tried it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class LanguageModel:
         self._steps = 0
         self._mover: Thread | None = None
         self.length = 0
+        self.branches: bool | None = None
         self.reset()
 
     def reset(self, capacity: int = 0) -> None:
