@@ -1,4 +1,4 @@
-"""What is learned of a decoder block before its weights are rounded: Λa, Λb, clips, and the reach of each row's grid."""
+"""What is learned of a block before its weights are rounded: Λa, Λb, clips, and the reach of each row's grid."""
 
 from __future__ import annotations
 
