@@ -17,7 +17,7 @@ MIN_OPSET = 18
 """The first version of the default domain that has every operator of the bodies."""
 
 _KEEP_RANK = {
-    *("Add", "Cast", "Identity", "Mul", "Slice"),
+    *("Add", "Cast", "Div", "Identity", "Mul", "Slice", "Sub"),
     *("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
 }
 """Operators whose first output has as many axes as their first input that is no constant."""
@@ -100,6 +100,9 @@ def _rank(value: ir.Value | None) -> int | None:
         if value.shape is not None:
             return value.shape.rank()
         node = value.producer()
+        if node is not None and node.op_type == "Reshape" and node.inputs[1] is not None:
+            sizes = node.inputs[1].shape
+            return None if sizes is None or not isinstance(sizes[0], int) else sizes[0]
         if node is None or not (node.domain == DOMAIN or node.op_type in _KEEP_RANK):
             return None
         value = next((item for item in node.inputs if item is not None and not item.is_initializer()), None)

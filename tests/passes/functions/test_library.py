@@ -123,3 +123,16 @@ def test_two_gates_in_one_model_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match=r"different gate: \['gelu_tanh', 'silu'\]"):
         model_of(*cases)
+
+
+def test_shapes_are_known_behind_a_lookup_in_panels() -> None:
+    # ONNX Runtime plans memory in quadratic time where it does not know them: half a minute for 30 layers
+    rows, sizes = ir.Value(name="rows"), ir.Value(name="sizes", shape=ir.Shape([3]))
+    codes = ir.node("Reshape", [rows, sizes])
+    centred = ir.node("Sub", [codes.outputs[0], ir.Value(name="zero", shape=ir.Shape([]))])
+    x = centred.outputs[0]
+    attributes = {"K": 8, "N": 16, "weight_bits": 4, "activation_bits": 8, "hadamard_size": 4}
+    for source, is_known in ((x, True), (ir.Value(name="x"), False)):
+        node = ir.node("HadamardLowBitLinear", [source, *(ir.Value() for _ in range(3))], attributes, domain=DOMAIN)
+        opened = [item for item in functions_for([node], 23)[0] if item.op_type == "Shape"]
+        assert any(item.inputs[0].name == "x" for item in opened) != is_known
