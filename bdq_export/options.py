@@ -134,6 +134,8 @@ class ExportOptions:
         scheme = QuantScheme.parse(self.scheme)
         if self.effort == "fast" or self.is_static or scheme.weight_bits == FLOAT_BITS:
             return False
+        if self.transform == "none" and self.weights == "rtn":  # plain rounding was asked for
+            return False
         few_weights = min(self.target_bits or scheme.weight_bits, scheme.weight_bits) < _FEW_BITS
         return self.effort == "best" or few_weights or (self.is_per_token and scheme.activation_bits <= _FEW_BITS)
 
