@@ -34,12 +34,14 @@ class Body:
 
     Attributes:
         nodes: in order.
-        values: attribute -> the values that it has in the nodes that call the function.
+        callers: the attributes of each node that calls the function, or takes this branch of it.
+        values: attribute -> the values that it has in those nodes.
     """
 
-    def __init__(self, values: Mapping[str, frozenset[Value]], parent: Body | None = None) -> None:
+    def __init__(self, callers: Sequence[Mapping[str, Value]], parent: Body | None = None) -> None:
         self.nodes: list[ir.Node] = []
-        self.values = values
+        self.callers = callers
+        self.values = {name: frozenset(caller[name] for caller in callers) for name in callers[0]}
         self._limit: ir.Value | None = parent._limit if parent else None
         self._parent = parent
         self._numbers: count[int] = parent._numbers if parent else count()
@@ -132,13 +134,18 @@ class Body:
         given = self.attribute(attribute)
         equals = [self.op("Equal", given, self.op("Constant", **{_kind_of(value)[0]: value})) for value in values]
         condition = reduce(lambda a, b: self.op("Or", a, b), equals)
-        then = self._branch(lambda body: build(body, kind), condition)
-        otherwise = self._branch(lambda body: body._choose(attribute, rest, build), self.op("Not", condition))
+        mine = [caller for caller in self.callers if caller[attribute] in values]
+        others = [caller for caller in self.callers if caller[attribute] not in values]
+        then = self._branch(mine, lambda body: build(body, kind), condition)
+        otherwise = self._branch(others, lambda body: body._choose(attribute, rest, build), self.op("Not", condition))
         branches = {"then_branch": then, "else_branch": otherwise}
         return list(self.ops("If", condition, outputs=len(then.outputs), **branches))
 
-    def _branch(self, build: Callable[[Body], list[ir.Value]], taken: ir.Value) -> ir.Graph:
-        body = Body(self.values, self)
+    def _branch(
+        self, callers: Sequence[Mapping[str, Value]], build: Callable[[Body], list[ir.Value]], taken: ir.Value
+    ) -> ir.Graph:
+        """A branch for these of the callers: what they agree on is a constant in it."""
+        body = Body(callers, self)
         limit = self.op("Where", taken, _END, np.int64(0))
         body._limit = limit if self._limit is None else self.op("Min", self._limit, limit)
         outputs = [output if output.producer() in body.nodes else body.op("Identity", output) for output in build(body)]
@@ -170,15 +177,15 @@ def function(
     inputs: Iterable[str],
     attributes: Iterable[str],
     opset: int,
-    values: Mapping[str, frozenset[Value]],
+    callers: Sequence[Mapping[str, Value]],
     build: Callable[[Body, dict[str, ir.Value]], Sequence[ir.Value]],
 ) -> ir.Function:
     """The function whose outputs `build(body, inputs)` gives; a caller has to set every attribute."""
-    body = Body(values)
+    body = Body(callers)
     given = {item: ir.Value(name=item) for item in inputs}
     outputs = build(body, given)
     graph = ir.Graph(list(given.values()), outputs, nodes=body.nodes, opset_imports={"": opset}, name=name)
-    declared = [ir.Attr(item, _kind_of(next(iter(values[item])))[1], None) for item in attributes]
+    declared = [ir.Attr(item, _kind_of(callers[0][item])[1], None) for item in attributes]
     return ir.Function(domain, name, graph=graph, attributes=declared)
 
 

@@ -83,9 +83,8 @@ def _function(nodes: Sequence[ir.Node], opset: int) -> ir.Function:
     """The function of nodes of one name."""
     given = [attributes_of(node) for node in nodes]
     operator = OPERATORS[nodes[0].op_type]
-    values = {name: frozenset(attributes[name] for attributes in given) for name in operator.attributes}
     build = _build(operator, _axes(nodes))
-    return function(DOMAIN, operator.name, operator.inputs, operator.attributes, opset, values, build)
+    return function(DOMAIN, operator.name, operator.inputs, operator.attributes, opset, given, build)
 
 
 def _axes(nodes: Sequence[ir.Node]) -> int | None:

@@ -134,5 +134,4 @@ def test_shapes_are_known_behind_a_lookup_in_panels() -> None:
     attributes = {"K": 8, "N": 16, "weight_bits": 4, "activation_bits": 8, "hadamard_size": 4}
     for source, is_known in ((x, True), (ir.Value(name="x"), False)):
         node = ir.node("HadamardLowBitLinear", [source, *(ir.Value() for _ in range(3))], attributes, domain=DOMAIN)
-        opened = [item for item in functions_for([node], 23)[0] if item.op_type == "Shape"]
-        assert any(item.inputs[0].name == "x" for item in opened) != is_known
+        assert ("Shape" in {item.op_type for item in functions_for([node], 23)[0]}) != is_known
