@@ -1,6 +1,7 @@
 """Dynamic quantization of rows (docs/ops.md, "Activations").
 
-Scales are computed with a minus in front and reciprocals as `-1 / -s`: of `1 / s * y` ONNX Runtime would make `y / s`, which rounds only once.
+Scales are computed with a minus in front and reciprocals as `-1 / -s`: of `1 / s * y` ONNX Runtime would make `y / s`,
+which rounds only once.
 """
 
 from __future__ import annotations

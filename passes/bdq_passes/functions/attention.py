@@ -16,6 +16,8 @@ from bdq_passes.functions.body import Body
 from bdq_passes.functions.cache_rows import Quantized, dequantize_rows, pack_codes, quantize_rows
 from bdq_passes.functions.hadamard import hadamard
 
+_HIGH = np.float32(2.0**30)
+"""The slope of the limit of scores over positions: above any score half a position away from the last seen key."""
 _HIDDEN = -60.0
 """The score of a key that is not seen, where the largest is not below 0: its weight of e^-60 is below any rounding."""
 
@@ -28,10 +30,12 @@ def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
     if "cos_cache" in inputs:
         query_key = _rotate(body, query_key, positions, inputs["cos_cache"], inputs["sin_cache"])
 
+    factors = _factors(body)
+
     def transformed(inner: Body, wanted: int) -> ir.Value:
         if not wanted:
-            return inner.op("Identity", query_key)
-        return hadamard(inner, query_key, "head_size", inner.attribute("head_size"), axes=3)
+            return inner.op("Mul", query_key, factors)
+        return hadamard(inner, query_key, "head_size", inner.attribute("head_size"), 3, factors)
 
     query_key = body.choose("hadamard", int, transformed)
     counts = body.shape(body.attribute("num_heads"), body.attribute("kv_num_heads"))
@@ -43,7 +47,7 @@ def attention(body: Body, inputs: dict[str, ir.Value]) -> Sequence[ir.Value]:
     numbers = body.op("Range", np.int64(0), total, np.int64(1))
     keys, values = _dequantize(body, presents, numbers)
     own = body.cut(quantized.values, 2, 0, body.attribute("kv_num_heads"))
-    output = _attend(body, query, own, keys, values, _seen(body, positions, numbers))
+    output = _attend(body, query, own, keys, values, _limits(body, positions, numbers))
     return output, *presents
 
 
@@ -59,20 +63,28 @@ def _heads(body: Body, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]
     return body.reshape(query_key, 0, 0, -1, size), body.reshape(inputs["value"], 0, 0, -1, size)
 
 
+def _factors(body: Body) -> ir.Value:
+    """What heads of queries and keys are multiplied by: the scale, 1; float32 `[num_heads + kv_num_heads, 1]`."""
+    heads = body.attribute("num_heads")
+    numbers = body.op("Range", np.int64(0), body.op("Add", heads, body.attribute("kv_num_heads")), np.int64(1))
+    factors = body.op("Where", body.op("Less", numbers, heads), body.attribute("scale"), np.float32(1))
+    return body.reshape(factors, -1, 1)
+
+
 def _positions(body: Body, heads: ir.Value, seqlens: ir.Value, total: ir.Value) -> ir.Value:
     """Where the tokens `heads [B, S, ...]` are: int64 `[B, S, 1]`."""
-    tokens = body.op("Squeeze", body.op("Shape", heads, start=1, end=2))
     last = body.op("Cast", body.op("Unsqueeze", seqlens, body.ints(1, 2)), to=ir.DataType.INT64)
-    past = body.op("Sub", last, body.op("Sub", tokens, np.int64(1)))
-    past = body.op("Where", body.op("Equal", tokens, total), np.int64(0), past)
-    one_channel = body.op("Slice", heads, body.ints(0, 0), body.ints(1, 1), body.ints(2, 3))
-    return body.op("Add", past, _count(body, body.op("Squeeze", one_channel, body.ints(3)), 1))
+    is_prompt = body.op("Equal", body.op("Shape", heads, start=1, end=2), total)
+    last = body.op("Where", is_prompt, body.op("Sub", total, np.int64(1)), last)
+    first_head = body.op("Slice", heads, body.ints(0), body.ints(1), body.ints(2))
+    one_channel = body.op("ReduceMax", first_head, body.ints(3), keepdims=0)
+    return body.op("Sub", last, _count(body, one_channel, 1, reverse=1))
 
 
-def _count(body: Body, x: ir.Value, axis: int) -> ir.Value:
-    """0, 1, ... along an axis: int64 in the shape of `x [..., 1]`, whatever is in it."""
+def _count(body: Body, x: ir.Value, axis: int, reverse: int = 0) -> ir.Value:
+    """0, 1, ... along an axis, or to 0: int64 in the shape of `x [..., 1]`, whatever is in it."""
     zeros = body.op("ArgMax", x, axis=-1, keepdims=1)
-    return body.op("CumSum", body.op("Add", zeros, np.int64(1)), np.int64(axis), exclusive=1)
+    return body.op("CumSum", body.op("Add", zeros, np.int64(1)), np.int64(axis), exclusive=1, reverse=reverse)
 
 
 def _rotate(body: Body, x: ir.Value, positions: ir.Value, cos_cache: ir.Value, sin_cache: ir.Value) -> ir.Value:
@@ -147,70 +159,81 @@ def _append(
 
 
 def _dequantize(body: Body, presents: Sequence[ir.Value], numbers: ir.Value) -> Sequence[ir.Value]:
-    """Keys and values float32 `[B, kv_num_heads, total, D]`; `numbers` are those of the positions."""
+    """Keys and values float32 `[B, kv_num_heads, 1, total, D]`; `numbers` are those of the positions."""
     if _same_bits(body):
-        rows = body.op("Gather", body.op("Concat", *presents, axis=1), numbers, axis=2)
+        both = body.op("Unsqueeze", body.op("Concat", *presents, axis=1), body.ints(2))
+        rows = body.op("Gather", both, numbers, axis=3)
         return body.ops("Split", dequantize_rows(body, rows, "key_bits"), outputs=2, axis=1, num_outputs=2)
     return [
-        dequantize_rows(body, body.op("Gather", present, numbers, axis=2), name)
+        dequantize_rows(body, body.op("Gather", body.op("Unsqueeze", present, body.ints(2)), numbers, axis=3), name)
         for present, name in zip(presents, ("key_bits", "value_bits"), strict=True)
     ]
 
 
-def _seen(body: Body, positions: ir.Value, keys: ir.Value) -> ir.Value:
-    """Which keys each token sees: bool `[B, 1, 1, S, keys]`."""
-    at = body.op("Unsqueeze", positions, body.ints(1, 2))
-    seen = body.op("LessOrEqual", keys, at)
+def _limits(body: Body, positions: ir.Value, numbers: ir.Value) -> ir.Value:
+    """The largest score that a key may have: `_hidden` where a token does not see it, else more than any score;
+    float32 `[B, 1, 1, S, keys]`.
+
+    In floats, with operators that ONNX Runtime vectorizes (Where and comparisons are not among them).
+    """
+    at = body.op("Cast", body.op("Unsqueeze", positions, body.ints(1, 2)), to=ir.DataType.FLOAT)
+    keys = body.op("Mul", body.op("Cast", numbers, to=ir.DataType.FLOAT), _HIGH)
+
+    def limit(inner: Body, difference: ir.Value) -> ir.Value:
+        return inner.op("Clip", difference, _hidden(inner), np.float32(np.finfo(np.float32).max))
+
+    last = body.op("Mul", body.op("Add", at, np.float32(0.5)), _HIGH)
+    later = limit(body, body.op("Sub", last, keys))
 
     def near(inner: Body, windowed: bool) -> ir.Value:
         if not windowed:
-            return inner.op("Identity", seen)
-        first = inner.op("Sub", at, inner.attribute("local_window_size"))
-        return inner.op("And", seen, inner.op("Greater", keys, first))
+            return inner.op("Identity", later)
+        size = inner.op("Cast", inner.attribute("local_window_size"), to=ir.DataType.FLOAT)
+        first = inner.op("Sub", last, inner.op("Mul", size, _HIGH))
+        return inner.op("Min", later, limit(inner, inner.op("Sub", keys, first)))
 
     return body.choose("local_window_size", lambda size: size > 0, near)
 
 
-def _attend(body: Body, query: ir.Value, own: ir.Value, keys: ir.Value, values: ir.Value, seen: ir.Value) -> ir.Value:
-    """`[B, S, num_heads * D]` of query heads `[B, S, num_heads, D]` and the keys of the same tokens, over all keys and
-    values `[B, kv_num_heads, keys, D]`.
+def _hidden(body: Body) -> ir.Value | np.generic:
+    """The score of a key that is not seen: scores of which none is below 0 stay above it, and capped ones.
+
+    Not minus infinity: powers of e that are no normal floats make a softmax four times slower.
+    """
+    return body.op("Sub", np.float32(_HIDDEN), body.op("Max", body.attribute("softcap"), np.float32(0)))
+
+
+def _attend(body: Body, query: ir.Value, own: ir.Value, keys: ir.Value, values: ir.Value, limits: ir.Value) -> ir.Value:
+    """`[B, S, num_heads * D]` of scaled query heads `[B, S, num_heads, D]` and the keys of the same tokens, over all
+    keys and values `[B, kv_num_heads, 1, keys, D]`.
     """
     grouped = body.reshape(query, 0, 0, body.attribute("kv_num_heads"), -1, body.attribute("head_size"))
-    grouped = body.op("Mul", grouped, body.attribute("scale"))
 
     def scores(inner: Body, is_capped: bool) -> ir.Value:
         if not is_capped:
-            return _shifted_scores(inner, grouped, own, keys, seen)
+            return _shifted_products(inner, grouped, own, keys)
         cap = inner.attribute("softcap")
-        capped = inner.op("Mul", inner.op("Tanh", inner.op("Div", _products(inner, grouped, keys), cap)), cap)
-        return _hide(inner, capped, seen, inner.op("Sub", np.float32(_HIDDEN), cap))
+        return inner.op("Mul", inner.op("Tanh", inner.op("Div", _products(inner, grouped, keys), cap)), cap)
 
-    weights = body.op("Softmax", body.choose("softcap", lambda cap: cap > 0, scores), axis=-1)
-    found = body.op("MatMul", weights, body.op("Unsqueeze", values, body.ints(2)))
+    seen = body.op("Min", body.choose("softcap", lambda cap: cap > 0, scores), limits)
+    weights = body.op("Softmax", seen, axis=-1)
+    found = body.op("MatMul", weights, values)
     size = body.op("Mul", body.attribute("num_heads"), body.attribute("head_size"))
     return body.reshape(body.op("Transpose", found, perm=[0, 3, 1, 2, 4]), 0, 0, size)
 
 
-def _shifted_scores(body: Body, grouped: ir.Value, own: ir.Value, keys: ir.Value, seen: ir.Value) -> ir.Value:
+def _shifted_products(body: Body, grouped: ir.Value, own: ir.Value, keys: ir.Value) -> ir.Value:
     """Scores minus each token's score of itself, which it always sees: no row has its largest below 0.
 
-    The difference is one more channel: minus that score in queries, 1 in keys.
+    The difference is one more channel: that score in queries, -1 in keys.
     """
     products = body.op("Mul", grouped, body.op("Unsqueeze", own, body.ints(3)))
-    shift = body.op("Neg", body.op("ReduceSum", products, body.ints(-1), keepdims=1))
-    longer = body.op("Pad", keys, body.ints(0, 0, 0, 0, 0, 0, 0, 1), np.float32(1))
-    return _hide(body, _products(body, body.op("Concat", grouped, shift, axis=-1), longer), seen, np.float32(_HIDDEN))
+    shift = body.op("ReduceSum", products, body.ints(-1), keepdims=1)
+    longer = body.op("Pad", keys, body.ints(0, 0, 0, 0, 0, 0, 0, 0, 0, 1), np.float32(-1))
+    return _products(body, body.op("Concat", grouped, shift, axis=-1), longer)
 
 
 def _products(body: Body, grouped: ir.Value, keys: ir.Value) -> ir.Value:
-    """`[B, kv_num_heads, G, S, keys]` of queries `[B, S, kv_num_heads, G, D]`, keys `[B, kv_num_heads, keys, D]`."""
-    turned = body.op("Transpose", body.op("Unsqueeze", keys, body.ints(2)), perm=[0, 1, 2, 4, 3])
+    """`[B, kv_num_heads, G, S, keys]` of queries `[B, S, kv_num_heads, G, D]`, keys `[B, kv_num_heads, 1, keys, D]`."""
+    turned = body.op("Transpose", keys, perm=[0, 1, 2, 4, 3])
     return body.op("MatMul", body.op("Transpose", grouped, perm=[0, 2, 3, 1, 4]), turned)
-
-
-def _hide(body: Body, scores: ir.Value, seen: ir.Value, hidden: ir.Value | np.generic) -> ir.Value:
-    """Scores of which those of keys that are not seen are at most `hidden`.
-
-    Not minus infinity: powers of e that are no normal floats make a softmax four times slower.
-    """
-    return body.op("Min", scores, body.op("Where", seen, np.float32(np.inf), hidden))

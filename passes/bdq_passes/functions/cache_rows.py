@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from bdq_passes.functions.body import Body
 
-TAIL = 4
-"""Bytes of a row behind its codes."""
 _END = np.iinfo(np.int64).max
 _EXPONENTS = np.arange(64, dtype=np.float32)
 _POWERS = np.float32(2) ** (_EXPONENTS - 32)
@@ -18,7 +16,6 @@ _LARGEST_STEP = np.float32(2047 * 2.0**21)
 """What code 65535 stands for: whatever is larger gets it."""
 # by the number of powers of two up to a step, which is its exponent plus 1; no step lies below the first power
 _TO_MANTISSA = np.float32(2) ** (43 - np.arange(65, dtype=np.float32))
-_FROM_MANTISSA = np.float32(2) ** (np.arange(65, dtype=np.float32) - 43)
 _CODE_OF_MANTISSA_0 = 1024 * np.arange(65, dtype=np.float32) - 2048
 # by the upper byte of a 16-bit scale: 6 bits of exponent, the first 2 of the mantissa
 _UPPER = np.arange(256)
@@ -26,6 +23,7 @@ _STEP_OF_LOWER_BYTE = np.float32(2) ** (_UPPER // 4 - 42).astype(np.float32)
 _SCALE_OF_UPPER_BYTE = (1024 + 256 * (_UPPER % 4)).astype(np.float32) * _STEP_OF_LOWER_BYTE
 _LEVELS = np.array([2**bits - 1 for bits in range(1, 9)], np.float32)
 _BYTES = np.array([[1, 1 / 256, 0, 0], [0, 0, 1, 1 / 256]], np.float32)
+_OF_BYTES = np.array([[1], [256]], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +50,18 @@ def quantize_rows(body: Body, x: ir.Value, bits: ir.Value, clip: ir.Value) -> Qu
     high = body.op("Mul", body.op("ReduceMax", x, body.ints(-1), keepdims=1), clip)
     low = body.op("Mul", body.op("ReduceMin", x, body.ints(-1), keepdims=1), clip)
     step = body.op("Mul", body.op("Sub", high, low), body.op("Div", np.float32(-1), body.op("Neg", levels)))
-    largest = body.op("Mul", body.op("Max", body.op("Abs", high), body.op("Abs", low)), np.float32(2**-14))
-    step = body.op("Clip", body.op("Max", step, largest), np.float32(2**-32), _LARGEST_STEP)
+    # the larger of |high| and |low| is that of high and -low
+    largest = body.op("Mul", high, np.float32(2**-14)), body.op("Mul", low, np.float32(-(2**-14)))
+    step = body.op("Clip", body.op("Max", step, *largest), np.float32(2**-32), _LARGEST_STEP)
     code, scale = _encode(body, step)
     minus_inverse = body.op("Div", np.float32(-1), scale)
     zero = body.op("Round", body.op("Mul", low, minus_inverse))
     codes = body.op("Sub", zero, body.op("Round", body.op("Mul", x, minus_inverse)))
     codes = body.op("Min", body.op("Max", codes, np.float32(0)), levels)
     tail = body.op("Concat", code, body.op("Add", zero, np.float32(32768)), axis=-1)  # [..., 2]
-    # exact: products by powers of two, and sums with 0
+    # exact: products by powers of two, and sums with 0; a cast between integers drops the upper bits
     pieces = body.op("Cast", body.op("MatMul", tail, _BYTES), to=ir.DataType.INT32)
-    tail = body.op("Cast", body.op("BitwiseAnd", pieces, np.int32(255)), to=ir.DataType.UINT8)
+    tail = body.op("Cast", pieces, to=ir.DataType.UINT8)
     return Quantized(codes, tail, body.op("Mul", body.op("Sub", codes, zero), scale))
 
 
@@ -73,16 +72,19 @@ def pack_codes(body: Body, codes: ir.Value, bits: str) -> ir.Value:
 
 def dequantize_rows(body: Body, rows: ir.Value, bits: str) -> ir.Value:
     """float32 `[..., D]` of rows uint8 `[..., row]`; `bits` is the name of an attribute."""
-    unpacked = body.choose(bits, int, lambda inner, width: _unpack(inner, rows, width))
-    tail = body.ops("Split", body.cut(rows, -1, -TAIL, _END), outputs=TAIL, axis=-1, num_outputs=TAIL)
-    lower, zero_low, zero_high = (body.op("Cast", tail[at], to=ir.DataType.FLOAT) for at in (0, 2, 3))
-    upper = body.op("Cast", tail[1], to=ir.DataType.INT32)
+    size = body.op("Div", body.op("Mul", body.attribute("head_size"), body.attribute(bits)), np.int64(8))
+    counts = body.op("Concat", body.shape(size), body.ints(1, 1, 2), axis=0)
+    packed, lower, upper, zero = body.ops("Split", rows, counts, outputs=4, axis=-1)
+    unpacked = body.choose(bits, int, lambda inner, width: _unpack(inner, packed, width))
+    lower = body.op("Cast", lower, to=ir.DataType.FLOAT)
+    upper = body.op("Cast", upper, to=ir.DataType.INT32)
     scale = body.op(
         "Add",
         body.op("Gather", _SCALE_OF_UPPER_BYTE, upper, axis=0),
         body.op("Mul", lower, body.op("Gather", _STEP_OF_LOWER_BYTE, upper, axis=0)),
     )
-    zero = body.op("Add", zero_low, body.op("Mul", body.op("Sub", zero_high, np.float32(128)), np.float32(256)))
+    zero = body.op("MatMul", body.op("Cast", zero, to=ir.DataType.FLOAT), _OF_BYTES)
+    zero = body.op("Sub", zero, np.float32(32768))
     return body.op("Mul", body.op("Sub", body.op("Cast", unpacked, to=ir.DataType.FLOAT), zero), scale)
 
 
@@ -90,9 +92,10 @@ def _encode(body: Body, step: ir.Value) -> tuple[ir.Value, ir.Value]:
     """16-bit scales, integers in float32, of `step [..., 1]`, and the scales that they stand for."""
     reached = body.op("Cast", body.op("LessOrEqual", _POWERS, step), to=ir.DataType.INT32)
     count = body.op("ReduceSum", reached, body.ints(-1), keepdims=1)
-    mantissa = body.op("Round", body.op("Mul", step, body.op("Gather", _TO_MANTISSA, count, axis=0)))
+    power = body.op("Gather", _TO_MANTISSA, count, axis=0)
+    mantissa = body.op("Round", body.op("Mul", step, power))
     code = body.op("Add", mantissa, body.op("Gather", _CODE_OF_MANTISSA_0, count, axis=0))
-    return code, body.op("Mul", mantissa, body.op("Gather", _FROM_MANTISSA, count, axis=0))
+    return code, body.op("Div", mantissa, power)  # by a power of two: exact
 
 
 def _pack(body: Body, codes: ir.Value, bits: int) -> ir.Value:
@@ -113,15 +116,15 @@ def _pack_plane(body: Body, values: ir.Value, bits: int) -> ir.Value:
     return body.op("Cast", packed, to=ir.DataType.UINT8)
 
 
-def _unpack(body: Body, rows: ir.Value, bits: int) -> ir.Value:
-    """Codes uint8 `[..., D]` of rows."""
+def _unpack(body: Body, packed: ir.Value, bits: int) -> ir.Value:
+    """Codes uint8 `[..., D]` of the planes of rows."""
     if bits == 8:
-        return body.cut(rows, -1, 0, -TAIL)
+        return body.op("Identity", packed)
     if bits == 4:
-        return _unpack_plane(body, body.cut(rows, -1, 0, -TAIL), 4)
+        return _unpack_plane(body, packed, 4)
     border = body.op("Div", body.attribute("head_size"), np.int64(4))
-    low = _unpack_plane(body, body.cut(rows, -1, 0, border), 2)
-    high = _unpack_plane(body, body.cut(rows, -1, border, -TAIL), 1)
+    low = _unpack_plane(body, body.cut(packed, -1, 0, border), 2)
+    high = _unpack_plane(body, body.cut(packed, -1, border, _END), 1)
     return body.op("BitwiseOr", low, body.op("BitShift", high, np.uint8(2), direction="LEFT"))
 
 

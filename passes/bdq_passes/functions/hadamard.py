@@ -15,12 +15,20 @@ _FACTOR = 32
 """b of those; measured."""
 _PRIME = 37
 """Powers of two up to 2^35 leave different remainders."""
+_ONE = np.float32(1)
 _STEPS = np.array([2.0 ** -min(24 - log, 20) for log in range(_LARGEST_LOG + 1)], np.float32)
 _MINUS_ROOTS = np.array([-1 / np.sqrt(np.float64(2**log)) for log in range(_LARGEST_LOG + 1)], np.float32)
 
 
-def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None, axes: int | None) -> ir.Value:
-    """`x H / sqrt(n)` of rows `x [..., K]`, n the value of an attribute.
+def hadamard(
+    body: Body,
+    x: ir.Value,
+    attribute: str,
+    channels: ir.Value | None,
+    axes: int | None,
+    factor: ir.Value | np.generic = _ONE,
+) -> ir.Value:
+    """`x H / sqrt(n) * factor` of rows `x [..., K]`, n the value of an attribute; a factor of 1 changes no bit.
 
     Rows become integers so small that every sum of n of them is exact: no order of addition matters. `axes` is the
     number of axes in front of K and `channels` is K, where they are known: shapes are then known too, which `attention`
@@ -30,7 +38,10 @@ def hadamard(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None,
     minus_step = minus_largest(body, x, body.op("Gather", _STEPS, log, axis=0))
     grid = body.op("Round", body.op("Mul", x, body.op("Div", np.float32(-1), minus_step)))
     sums = body.choose(attribute, int, lambda inner, size: _sums(inner, grid, size, channels, axes))
-    return body.op("Mul", sums, body.op("Mul", minus_step, body.op("Gather", _MINUS_ROOTS, log, axis=0)))
+    minus_root = body.op("Gather", _MINUS_ROOTS, log, axis=0)
+    if factor is not _ONE:
+        minus_root = body.op("Mul", minus_root, factor)
+    return body.op("Mul", sums, body.op("Mul", minus_step, minus_root))
 
 
 def _sums(body: Body, x: ir.Value, size: int, channels: ir.Value | None, axes: int | None) -> ir.Value:
