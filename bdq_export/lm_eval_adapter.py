@@ -62,8 +62,7 @@ class BdqLM(TemplateLM):
         Args:
             pretrained: `OUT.onnx`, or a folder that holds `model.onnx`, with its tokenizer beside it.
             batch_size: above 1, the most continuations in one run, where the graph takes several (those with `bdq`
-                attention do). lm_eval says 1 where its user says nothing: that, None and "auto" choose. Results and the
-                memory for them are the same.
+                attention do). lm_eval says 1 where its user says nothing: that, None and "auto" choose.
             max_batch_size: the most that are chosen; 1 forbids it.
             device: not read: lm_eval says `cuda:0` where its user says nothing. The model runs on the CPU.
             max_length: tokens of a text; None takes the model's context.

@@ -3,6 +3,11 @@
 Sequences are read in lexicographic order, the last first, so that each shares the longest prefix with the one before
 and a sequence that is the beginning of another costs nothing (a choice of one token). Where the graph continues a text
 in several ways at once, sequences that differ only at their end are one run.
+
+All of this is exact in exact arithmetic. In floats, a run of another length sums in another order: no matter, unless
+activations have few bits. There one code that rounds the other way changes what follows, and a score moves as it would
+with another batch size in any evaluation (SmolLM2-135M w4a4kv4: about 1 nat, at most 5). The same pairs give the same
+scores; a pair among other pairs may give another.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ LOGITS_BYTES = 1 << 26
 class PrefixReuse:
     """Reads whole token sequences; runs the model on the tokens beyond the prefix shared with the last sequence.
 
-    This is exact: a decoder's logits at a position depend on the tokens up to it. Nothing else may use the model
-    between two calls.
+    A decoder's logits at a position depend on the tokens up to it, so this changes the order of sums only. Nothing else
+    may use the model between two calls.
 
     Attributes:
         tokens: what is in the model's cache.
