@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bdq_export.calibration.bit_choice import choose_bits
+from bdq_export.calibration.bit_choice import ChosenBits, choose_bits
 from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
-from bdq_export.calibration.learned_scales import LearnedScales, learn_scales, tuning_options
+from bdq_export.calibration.learned_scales import learn_scales, tuning_options
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range
+from bdq_export.calibration.result import CalibrationResult
 from bdq_export.calibration.selection import (
     NONE,
     Measured,
@@ -41,10 +42,12 @@ from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
 from bdq_export.quantize.sequential import quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
-from bdq_export.report.report import BitChoice, Candidate, SiteFlatness
+from bdq_export.report.report import BitChoice, Candidate
+from bdq_export.resume import NOWHERE, ProgressStore, Record
+from bdq_export.resume.block_journal import BlockJournal
+from bdq_export.resume.choices import ChosenTransform, bits_from, bits_record
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,55 +69,13 @@ _UNCALIBRATED = (12, 24)
 """Sequences and tokens that are sampled only to verify a model that needs no calibration."""
 
 
-@dataclass(frozen=True, eq=False)
-class CalibrationResult:
-    """What calibration found.
-
-    Attributes:
-        transform: name of the chosen candidate.
-        reason: why it was chosen.
-        transforms: what was folded.
-        weights: the folded canonical float weights.
-        quantized: canonical weight name -> quantized weight, embedding and lm_head included; the rest stays float.
-        activation_ranges: canonical path -> static range, for integer operators; else empty.
-        activations: canonical path of each linear (and lm_head) -> its dynamic activation quantization; empty for a16.
-        online: canonical path of each linear -> what is applied to its input first; the linears of one site share one.
-        kv: layer -> quantization of its cache; empty for kv16.
-        held_back: tokens `[samples, seq_len]` that nothing was fitted to.
-        candidates: the held-out loss of each transform tried (nats, rounded to nearest), and of the final weights.
-        loss: held-out loss of the chosen quantized weights, or None where nothing was measured.
-        activation_flatness: of every site's inputs.
-        weight_flatness: of every site's weights.
-        bits: what `target_bits` came to, or None.
-        learned: what the end-to-end stage did; None where there was none.
-        warnings: what may go wrong.
-    """
-
-    transform: str
-    reason: str
-    transforms: Transforms
-    weights: Mapping[str, Tensor]
-    quantized: Mapping[str, QuantizedWeight]
-    held_back: Tensor
-    activation_ranges: Mapping[str, Range] = field(default_factory=dict)
-    activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
-    online: Mapping[str, OnlineTransform] = field(default_factory=dict)
-    kv: Mapping[int, KVQuantization] = field(default_factory=dict)
-    candidates: tuple[Candidate, ...] = ()
-    loss: float | None = None
-    activation_flatness: tuple[SiteFlatness, ...] = ()
-    weight_flatness: tuple[SiteFlatness, ...] = ()
-    bits: BitChoice | None = None
-    learned: LearnedScales | None = None
-    warnings: tuple[str, ...] = ()
-
-
 def calibrate(
     checkpoint: Checkpoint,
     model: PreTrainedModel,
     weights: Mapping[str, Tensor],
     options: ExportOptions,
     progress: Progress,
+    store: ProgressStore = NOWHERE,
 ) -> CalibrationResult:
     """Find transforms and quantize all weights.
 
@@ -124,6 +85,7 @@ def calibrate(
         weights: canonical float weights; left as they are.
         options: of the export.
         progress: shows the stages.
+        store: keeps what is finished and has what was finished before; the result is the same to the last bit.
 
     Raises:
         InvalidInputError: a calibration file that cannot be used.
@@ -134,15 +96,7 @@ def calibrate(
     closed = options.weights == "rtn" and options.transform == NONE and options.target_bits is None
     if closed and not options.is_static and dynamic is None:
         return _uncalibrated(checkpoint, model, weights, options, progress)
-    tokens = calibration_tokens(
-        checkpoint,
-        model,
-        parse_calib(options.calib),
-        options.samples,
-        options.calib_seq_len,
-        options.seed,
-        progress,
-    )
+    tokens = _tokens(checkpoint, model, options, progress, store)
     held = max(1, tokens.shape[0] // _HELD_OUT_SHARE)
     space = Workspace(
         checkpoint,
@@ -163,10 +117,22 @@ def calibrate(
     loss = HeldOutLoss(model, space.architecture.layers, chooses)
     detach = attach(model, space.architecture, space.dimensions, space.quantization.view)
     try:
-        return _Calibration(space, options, loss, chooses, held_back).run()
+        return _Calibration(space, options, loss, chooses, held_back, store).run()
     finally:
         detach()
         space.install(weights)
+
+
+def _tokens(
+    checkpoint: Checkpoint, model: PreTrainedModel, options: ExportOptions, progress: Progress, store: ProgressStore
+) -> Tensor:
+    found = store.load("tokens", lambda record: record.tensors["tokens"])
+    if found is None:
+        source = parse_calib(options.calib)
+        samples, length = options.samples, options.calib_seq_len
+        found = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
+        store.save("tokens", Record(tensors={"tokens": found}))
+    return found
 
 
 def _uncalibrated(
@@ -192,10 +158,16 @@ class _Calibration:
     """One calibration with measured candidates."""
 
     def __init__(
-        self, space: Workspace, options: ExportOptions, loss: HeldOutLoss, chooses: Tensor, held_back: Tensor
+        self,
+        space: Workspace,
+        options: ExportOptions,
+        loss: HeldOutLoss,
+        chooses: Tensor,
+        held_back: Tensor,
+        store: ProgressStore,
     ) -> None:
         self.space, self.options, self.loss = space, options, loss
-        self.chooses, self.held_back = chooses, held_back
+        self.chooses, self.held_back, self.store = chooses, held_back, store
         self.measured: list[Measured] = []
         self.warnings: list[str] = []
         self.flatness: dict[str, float] = {}
@@ -205,15 +177,30 @@ class _Calibration:
         statistics: Statistics = self.space.statistics()
         bits = None if self.space.dynamic is None else self.space.dynamic.activations
         names = names_to_try(self.options.transform, self.space.may_rotate, bits)
-        best, reason = self._select(names, statistics)
-        if self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq":
-            if self.space.dynamic is None:
-                # Without its weights, which are folded again: those of two models need not be in memory at once.
-                name, transforms, energies = best.name, best.transforms, best.energies
-                del best
-                return self._learned(*self._better(name, transforms, energies, reason, statistics), statistics)
-            best, reason = self._checked(best, reason, statistics)
+        best, reason = self._chosen(names, statistics)
+        if self._to_check(best) and self.space.dynamic is None:
+            # Without its weights, which are folded again: those of two models need not be in memory at once.
+            name, transforms, energies = best.name, best.transforms, best.energies
+            del best
+            return self._learned(*self._better(name, transforms, energies, reason, statistics), statistics)
         return self._learned(best, reason, *self._quantize(best), statistics)
+
+    def _chosen(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
+        """The transform to quantize with, and why."""
+        found = self.store.load("transform", ChosenTransform.of)
+        if found is not None:
+            self.measured = list(found.measured)
+            return refolded(self.space, found.name, found.transforms, found.energies), found.reason
+        best, reason = self._select(names, statistics)
+        if self._to_check(best) and self.space.dynamic is not None:
+            best, reason = self._checked(best, reason, statistics)
+        chosen = ChosenTransform(best.name, reason, tuple(self.measured), best.transforms, best.energies)
+        self.store.save("transform", chosen.record())
+        return best, reason
+
+    def _to_check(self, best: Transformed) -> bool:
+        """Whether a transform that won rounded to nearest must win with GPTQ, too."""
+        return self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq"
 
     def _learned(
         self,
@@ -227,7 +214,9 @@ class _Calibration:
         learned = None
         if self.options.learns:
             tuning = tuning_options(self.options)
-            best, quantized, learned = learn_scales(self.space, best, quantized, self.loss, loss, self.chooses, tuning)
+            best, quantized, learned = learn_scales(
+                self.space, best, quantized, self.loss, loss, self.chooses, tuning, self.store
+            )
             loss = min(learned.before, learned.after)
         result = self._result(best, reason, quantized, loss, statistics)
         return replace(result, learned=learned)
@@ -321,7 +310,7 @@ class _Calibration:
     def _quantize(self, candidate: Transformed, stage: str = "gptq") -> tuple[dict[str, QuantizedWeight], float]:
         """Quantize everything for good; the model computes with it afterwards."""
         if self.options.target_bits is not None:
-            chosen = choose_bits(self.space, candidate, self.options)
+            chosen = self._bits(candidate, stage)
             self.bits = chosen.choice
             self.space = replace(self.space, spec_of=linear_specs(self.options, chosen.bits))
         space, architecture = self.space, self.space.architecture
@@ -344,6 +333,7 @@ class _Calibration:
                 prepare=None if tuning is None else tuning.prepare,
                 odd_grids=space.odd_grids,
                 stage_name=stage,
+                journal=BlockJournal(self.store, stage, {} if tuning is None else {"clips": tuning}),
             )
             quantized.update(done.quantized)
             self.flatness = done.flatness
@@ -355,6 +345,14 @@ class _Calibration:
         if space.dynamic is not None:
             space.quantize_head(space.dynamic)
         return quantized, space.measure(self.loss)
+
+    def _bits(self, candidate: Transformed, stage: str) -> ChosenBits:
+        name = f"{stage.replace(' ', '-')}-bits"
+        found = self.store.load(name, bits_from)
+        if found is None:
+            found = choose_bits(self.space, candidate, self.options)
+            self.store.save(name, bits_record(found))
+        return found
 
     def _rounded(self, candidate: Transformed, tuning: ClipTuning | None) -> dict[str, QuantizedWeight]:
         space = self.space

@@ -12,6 +12,7 @@ from bdq_export.calibration.activation_clips import row_energies, search_clip
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.dynamic import MutableQuantization
 from bdq_export.calibration.sites import Site
+from bdq_export.resume.record import Record
 from bdq_export.transform import flatness
 from bdq_models import Architecture
 from bdq_runtime.specs import ActivationQuantization, KVQuantization
@@ -61,6 +62,31 @@ class ClipTuning:
             if self.search:
                 found = search_clip(inputs, weight, self.activation_bits)
             self.quantization.activations.update(dict.fromkeys(site.paths, found))
+
+    def state_of(self, layer: int) -> Record:
+        """What was found for a block, for `resume.BlockJournal`."""
+        start = self.architecture.layer_path(layer, "")
+        cache = self.quantization.kv.get(layer)
+        return Record(
+            {
+                "activations": {
+                    path: [found.bits, found.clip]
+                    for path, found in self.quantization.activations.items()
+                    if path.startswith(start)
+                },
+                "kv": None if cache is None else [cache.key_clip, cache.value_clip],
+                "flatness": {path: value for path, value in self.flatness.items() if path.startswith(start)},
+            }
+        )
+
+    def restore(self, layer: int, record: Record) -> None:
+        """Quantize a block as `state_of` recorded it."""
+        activations = {path: ActivationQuantization(*found) for path, found in record.values["activations"].items()}
+        clips = record.values["kv"]
+        self.flatness.update(record.values["flatness"])
+        self.quantization.activations.update(activations)
+        if self.kv is not None and clips is not None:
+            self.quantization.kv[layer] = replace(self.kv, key_clip=clips[0], value_clip=clips[1])
 
     def _reads_attention(self, site: Site) -> bool:
         readers = self.architecture.edge("value").consumers

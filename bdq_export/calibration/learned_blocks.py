@@ -16,6 +16,8 @@ from bdq_export.float_model import load_float_model, replace_weights
 from bdq_export.learning.block_parameters import block_parameters, learned_transforms
 from bdq_export.learning.block_stage import BlockOptions, BlockResult, learn_block
 from bdq_export.learning.block_student import BlockStudent
+from bdq_export.resume.codecs import transforms_from, transforms_record
+from bdq_export.resume.record import Record, merged
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_runtime.packing import ODD, QuantSpec
 
@@ -49,6 +51,8 @@ class LearnedBlocks:
         twin = load_float_model(space.description, space.weights)
         self._floats = BlockRunner(twin, space.architecture.layers, space.tokens)
         self._expected = self._floats.embedded()
+        self._next = 0
+        self._folded: set[int] = set()
         self.weights = dict(self.candidate.weights)
 
     def learn(self, runner: BlockRunner, layer: int, hidden: Tensor) -> None:
@@ -59,7 +63,7 @@ class LearnedBlocks:
             layer: index of the block.
             hidden: its inputs, all calibration tokens.
         """
-        self._expected = self._floats.run(layer, self._expected)
+        self._advance(layer)
         space, candidate = self.space, self.candidate
         bits = space.dynamic
         activation = None if bits is None else bits.first_activations()
@@ -93,6 +97,37 @@ class LearnedBlocks:
                 learned_transforms(space.architecture, space.dimensions, layer, candidate.transforms, parameters),
             )
 
+    def state_of(self, layer: int) -> Record:
+        """What was learned of a block, for `resume.BlockJournal`."""
+        result, transforms = self.results[layer], _of_layer(self.candidate.transforms, layer)
+        values = Record({"before": result.before, "after": result.after, "folded": layer in self._folded})
+        return merged({"result": values, "transforms": transforms_record(transforms)})
+
+    def restore(self, layer: int, record: Record) -> None:
+        """Be as after `learn` of a block, as `state_of` recorded it."""
+        values, transforms = record.part("result").values, transforms_from(record.part("transforms"))
+        result, folded = BlockResult(values["before"], values["after"]), bool(values["folded"])
+        self._advance(layer)
+        self.results.append(result)
+        if folded:
+            now = self.candidate.transforms
+            self._fold(
+                layer,
+                replace(
+                    now,
+                    diagonals={**now.diagonals, **transforms.diagonals},
+                    diagonals_before={**now.diagonals_before, **transforms.diagonals_before},
+                    online={**now.online, **transforms.online},
+                ),
+            )
+
+    def _advance(self, layer: int) -> None:
+        """Run the float block; after a record that could not be restored, what it left is forgotten."""
+        del self.results[layer:]
+        if layer == self._next:
+            self._expected = self._floats.run(layer, self._expected)
+            self._next += 1
+
     def _spec_of(self, path: str) -> QuantSpec | None:
         spec = self.space.spec_of(path)
         if spec is None or not self.space.odd_grids or spec.bits == 8:
@@ -102,6 +137,7 @@ class LearnedBlocks:
     def _fold(self, layer: int, transforms: Transforms) -> None:
         """Fold `transforms` into block `layer` again, from the untransformed weights."""
         space = self.space
+        self._folded.add(layer)
         alone = _of_layer(transforms, layer)
         folded = fold(space.architecture, space.dimensions, space.weights, alone)
         prefix = f"{space.architecture.layers}.{layer}."

@@ -23,6 +23,7 @@ from bdq_export.learning.state import QuantizedModel
 from bdq_export.learning.student import learning
 from bdq_export.options import ExportOptions
 from bdq_export.process_memory import give_back_memory
+from bdq_export.resume import NOWHERE, ProgressStore
 from bdq_runtime.packing import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def learn_scales(
     before: float,
     held_out: Tensor,
     options: TuningOptions,
+    store: ProgressStore = NOWHERE,
 ) -> tuple[Transformed, Mapping[str, QuantizedWeight], LearnedScales]:
     """Learn scales around the codes of `quantized`; the model computes with what is returned afterwards.
 
@@ -78,6 +80,7 @@ def learn_scales(
         before: `loss` of what the model computes now.
         held_out: tokens of `loss`, for stopping early.
         options: of the stage.
+        store: has the state of a stage that was ended, and gets that of this one.
     """
     start = QuantizedModel(
         candidate.weights,
@@ -91,7 +94,7 @@ def learn_scales(
     space.quantization.reset({})  # the student quantizes by itself
     runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
     with learning(space.model, space.architecture, space.dimensions, start, parameters):
-        result = tune(runner, parameters, heads, train, judged, space.progress, options)
+        result = tune(runner, parameters, heads, train, judged, space.progress, options, store)
     found = learned_state(space.architecture, space.dimensions, start, parameters)
     give_back_memory()
     _compute_with(space, found)

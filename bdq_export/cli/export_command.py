@@ -100,6 +100,13 @@ def export_command(
     config: Annotated[
         Path | None, typer.Option(help="bdq_config.json of an earlier export; flags given here win.")
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the progress of calibration: the same command goes on from there after a kill. Other "
+            "options, another model or other text are refused (exit code 2)."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the graph's text after each pass.")] = None,
@@ -138,7 +145,9 @@ def export_command(
     if dry_run and dump is not None:
         raise UsageError("--dump has nothing to write in a --dry-run; leave one out")
     options = ExportOptions(**given)  # type: ignore[arg-type]
-    result = export_with(model_dir, out, options, force=force, dump=dump, dry_run=dry_run, quiet=quiet)
+    result = export_with(
+        model_dir, out, options, force=force, dump=dump, checkpoints=checkpoints, dry_run=dry_run, quiet=quiet
+    )
     print_result(result.to_dict(), result.render(), as_json)
 
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from bdq_export.calibrate import CalibrationResult
+    from bdq_export.calibration.result import CalibrationResult
     from bdq_export.checkpoint import Checkpoint
     from bdq_export.package.layout import Layout
     from bdq_export.preflight import Estimate
     from bdq_export.report.report import ExportReport
+    from bdq_export.resume import ProgressStore
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def export(
     *,
     force: bool = False,
     dump: Path | None = None,
+    checkpoints: Path | None = None,
     dry_run: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -88,6 +90,8 @@ def export(
         out: OUT.onnx, or a folder that will hold model.onnx.
         force: replace an earlier export.
         dump: folder for the text of the graph after each pass.
+        checkpoints: folder for the progress of calibration; the same call goes on from there after a kill, and ends
+            with the same bytes as without one.
         dry_run: check the input and estimate memory and disk only.
         quiet: no progress on stderr.
         progress: shows and records the stages, instead of the default one.
@@ -103,6 +107,7 @@ def export(
         ExportOptions(**options),
         force=force,
         dump=dump,
+        checkpoints=checkpoints,
         dry_run=dry_run,
         quiet=quiet,
         progress=progress,
@@ -116,6 +121,7 @@ def export_with(
     *,
     force: bool = False,
     dump: Path | None = None,
+    checkpoints: Path | None = None,
     dry_run: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -127,6 +133,8 @@ def export_with(
     from bdq_export.preflight import check_resources, check_separate
     from bdq_export.quantize.specs import check_cache, check_keep
     from bdq_export.quantize.target_bits import check_target
+    from bdq_export.resume import NOWHERE, open_store
+    from bdq_export.resume.fingerprint import fingerprint
     from bdq_export.system_errors import resource_errors, signals_as_exceptions
 
     progress = progress or make_progress(quiet)
@@ -141,7 +149,8 @@ def export_with(
             need = check_resources(checkpoint, out, options)
         if dry_run:
             return _estimated(checkpoint, need)
-        return _export(checkpoint, layout, options, force, dump, progress)
+        store = NOWHERE if checkpoints is None else open_store(checkpoints, fingerprint(checkpoint, options))
+        return _export(checkpoint, layout, options, force, dump, store, progress)
 
 
 def _export(
@@ -150,6 +159,7 @@ def _export(
     options: ExportOptions,
     force: bool,
     dump: Path | None,
+    store: ProgressStore,
     progress: Progress,
 ) -> ExportResult:
     from bdq_export.calibrate import calibrate
@@ -159,7 +169,7 @@ def _export(
     with progress.stage("load weights"):
         weights = checkpoint.weights()
         model = load_float_model(checkpoint, weights)
-    calibration = calibrate(checkpoint, model, weights, options, progress)
+    calibration = calibrate(checkpoint, model, weights, options, progress, store)
     graph = _build(checkpoint, calibration, model, weights, options, progress)
     with progress.stage("quantize graph"):
         _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)

@@ -19,7 +19,7 @@ from bdq_export.verify import Verification
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from bdq_export.calibrate import CalibrationResult
+    from bdq_export.calibration.result import CalibrationResult
     from bdq_export.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "mobius-onnx", "numpy")

@@ -20,7 +20,9 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.learning.heads import Heads
 from bdq_export.learning.losses import Loss
 from bdq_export.learning.parameters import Parameters
+from bdq_export.learning.tuning_state import TuningState
 from bdq_export.progress import Progress
+from bdq_export.resume import NOWHERE, ProgressStore
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ def tune(
     held_out: Sequences,
     progress: Progress,
     options: TuningOptions | None = None,
+    store: ProgressStore = NOWHERE,
 ) -> TuningResult:
     """Learn `parameters` of the model that `runner` runs inside of a `student.learning` context.
 
@@ -110,34 +113,34 @@ def tune(
         held_out: sequences to judge by.
         progress: shows a stage with a step for each batch.
         options: of the stage.
+        store: has the state of a stage that was ended, and gets that of this one at every look at the held-out tokens.
     """
     options = options or TuningOptions()
     judge = _Judge(runner, heads, held_out)
-    before = best = judge()
-    kept = parameters.values()
     batches = list(_batches(len(train), options))
     every = max(1, len(batches) // _CHECKS)
     optimizer = torch.optim.AdamW(list(parameters), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0, foreach=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_of(len(batches)))
-    bad = taken = 0
+    state = TuningState(parameters, optimizer, schedule)
+    if not state.load(store):
+        state.start(judge())
     with progress.stage("learn scales", total=len(batches)) as stage:
-        for index, batch in enumerate(batches):
+        stage.advance(state.steps)
+        for index, batch in enumerate(batches[state.steps :], state.steps):
+            if state.misses >= options.patience:
+                break
             _step(runner, parameters, heads, train.take(batch), options.loss, optimizer)
             schedule.step()
             stage.advance()
-            taken += 1
+            state.steps += 1
             if (index + 1) % every and index + 1 < len(batches):
                 continue
             found = judge()
             logger.info("learned scales: step %d of %d, held-out loss %.4f", index + 1, len(batches), found)
-            if found < best:
-                best, kept, bad = found, parameters.values(), 0
-            else:
-                bad += 1
-            if bad >= options.patience:
-                break
-    parameters.set_values(kept)
-    return TuningResult(before, best, taken)
+            state.judge(found)
+            state.save(store)
+    parameters.set_values(state.kept)
+    return TuningResult(state.before, state.best, state.steps)
 
 
 def teacher_states(runner: BlockRunner) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,22 @@ class SequentialResult:
     fallbacks: dict[str, str] = field(default_factory=dict)
     flatness: dict[str, float] = field(default_factory=dict)
 
+    def update(self, other: SequentialResult) -> None:
+        """Add what another part of the model gave."""
+        self.quantized.update(other.quantized)
+        self.fallbacks.update(other.fallbacks)
+        self.flatness.update(other.flatness)
+
+
+class Journal(Protocol):
+    """Remembers blocks, so that a run that was ended goes on where it was."""
+
+    def restored(self, layer: int) -> SequentialResult | None:
+        """What quantizing block `layer` gave, with all that was decided beside it in place; None: it is to be done."""
+
+    def finished(self, layer: int, done: SequentialResult) -> None:
+        """Keep what quantizing block `layer` gave."""
+
 
 def quantize_blocks(
     runner: BlockRunner,
@@ -59,6 +75,7 @@ def quantize_blocks(
     prepare: Prepare | None = None,
     odd_grids: bool = False,
     before_block: BeforeBlock | None = None,
+    journal: Journal | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -78,6 +95,7 @@ def quantize_blocks(
         odd_grids: put a site's weights on the odd grid where that fits them better.
         before_block: called with the runner, the index of each block and its inputs before the block's sites; may
             change `weights` of that block.
+        journal: has the results of blocks that need not be done again, and gets those of the others.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -85,19 +103,28 @@ def quantize_blocks(
     with progress.stage(stage_name, total=count) as stage:
         for layer in range(count):
             sites = block_sites(architecture, dimensions, layer)
-            if before_block is not None:
-                before_block(runner, layer, hidden)
+            done = None if journal is None else journal.restored(layer)
+            restored = done is not None
+            if done is None:
+                done = SequentialResult()
+                if before_block is not None:
+                    before_block(runner, layer, hidden)
+            else:
+                set_quantized(runner.model, architecture, done.quantized)
             if floats is not None:
                 floats.advance(layer, sites)
-            for site in sites:
+            for site in () if restored else sites:
                 if prepare is not None:
                     prepare(runner, site, hidden, weights)
                 observer = InputObserver(hessians=True) if floats is None else floats.observer(site.module)
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
-                result.flatness[site.module] = observer.statistics(site.module).flatness
-                done = _quantize_site(site, observer, weights, spec_of, options, result, odd_grids)
-                set_quantized(runner.model, architecture, done)
-                result.quantized.update(done)
+                done.flatness[site.module] = observer.statistics(site.module).flatness
+                quantized = _quantize_site(site, observer, weights, spec_of, options, done, odd_grids)
+                set_quantized(runner.model, architecture, quantized)
+                done.quantized.update(quantized)
+            if journal is not None and not restored:
+                journal.finished(layer, done)
+            result.update(done)
             hidden = runner.run(layer, hidden)
             # Hessians come and go in sizes that the allocator keeps for later: a gigabyte after thirty blocks.
             give_back_memory()

@@ -1,0 +1,64 @@
+"""What decides the numbers of a calibration: model, data, options and the versions of what calculates."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdq_export.options import ExportOptions, parse_calib
+
+if TYPE_CHECKING:
+    from bdq_export.checkpoint import Checkpoint
+
+FORMAT = 1
+"""Version of the layout of the records."""
+LATER = ("accuracy_level", "full_logits", "min_top1")
+"""Options that are used after calibration only: they may change between two runs."""
+
+
+def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
+    """Plain values by name; a calibration goes on only where all are the same.
+
+    Not among them: threads and processor, which may change the last bits of what is still to be done, and no more.
+
+    Raises:
+        InvalidInputError: the calibration file cannot be used.
+    """
+    import torch
+    import transformers
+
+    from bdq_export import __version__
+
+    given = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name not in (*LATER, "calib")
+    }
+    return {
+        "format": FORMAT,
+        "bdq-export": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": checkpoint.source_hash,
+        "tokenizer": _hash_of([path.read_bytes() for path in checkpoint.tokenizer_files]),
+        "calib": _data(options.calib),
+        **given,
+        "keep": list(options.keep),
+    }
+
+
+def _data(calib: str) -> str:
+    """ "self", or what is read of the file: its name does not matter."""
+    from bdq_export.calibration.text import read_text
+
+    source = parse_calib(calib)
+    return _hash_of([read_text(source).encode()]) if isinstance(source, Path) else source
+
+
+def _hash_of(parts: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
