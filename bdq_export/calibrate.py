@@ -289,7 +289,8 @@ class _Calibration:
         if space.dynamic is None:
             return None
         cache = space.dynamic.cache(space.rotated_cache(candidate.rotates_heads))
-        return ClipTuning(space.architecture, space.quantization, space.dynamic.activations, cache)
+        bits, clip = space.dynamic.activations, self.options.activation_clip
+        return ClipTuning(space.architecture, space.quantization, bits, cache, clip)
 
     def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         if len(names) == 1:

@@ -9,7 +9,9 @@ from pathlib import Path
 from bdq_export.errors import UsageError
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 
-TRANSFORMS = ("auto", "none", "smooth", "hadamard", "bdq")
+PARTIAL = ("diag", "diag-before", "diag-none")
+"""Transforms that leave out diagonals beside the online rotations of "bdq"."""
+TRANSFORMS = ("auto", "none", "smooth", "hadamard", "bdq", "bdq-plain", *PARTIAL)
 WEIGHTS = ("gptq", "rtn")
 AUTO = "auto"
 MATMULNBITS = "matmulnbits"
@@ -36,11 +38,14 @@ class ExportOptions:
 
     Attributes:
         scheme: bits, for example "w4a16" (see `QuantScheme`).
-        transform: which transforms are tried; "auto" measures them and keeps the best.
+        transform: which transforms are tried; "auto" measures them and keeps the best. "bdq-plain" (no rotation) and
+            the `PARTIAL` ones are parts of "bdq", to compare with; "auto" does not try them.
         weights: "gptq" or "rtn" (round to nearest).
         block_size: columns that share a weight scale; 0 is one scale for each output channel, None a default for the
             scheme (see `scale_block`).
         symmetric: no stored zero points; weights of 8 bits never have any.
+        activation_clip: part of a token's largest activation where its grid ends, the same at every site; the cache is
+            not clipped then. None searches both, site by site.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         effort: "fast" learns nothing; "standard" learns scales end to end where activations have 4 bits or fewer or
             weights fewer than 4; "best" wherever weights are quantized, from more text.
@@ -68,6 +73,7 @@ class ExportOptions:
     weights: str = "gptq"
     block_size: int | None = None
     symmetric: bool = True
+    activation_clip: float | None = None
     calib: str = "self"
     effort: str = "standard"
     loss: str = "kl"
@@ -110,6 +116,13 @@ class ExportOptions:
         for pattern in self.keep:
             parse_keep(pattern)
         _check_scheme(scheme, self)
+        if self.activation_clip is not None:
+            _check_clip(scheme, self)
+        if self.transform in PARTIAL and not self.is_per_token:
+            raise UsageError(
+                f"transform {self.transform} leaves out diagonals beside online rotations, but {scheme} by "
+                f"{self.linear_ops} has no such rotations; use bdq-plain, or a scheme such as w4a4kv4"
+            )
 
     @property
     def linear_ops(self) -> str:
@@ -242,6 +255,18 @@ def _check_target(scheme: QuantScheme, options: ExportOptions) -> None:
         raise UsageError(f"--target-bits chooses bits of quantized weights, but scheme {scheme} leaves them float")
     if options.is_static:
         raise UsageError(f"--target-bits: static --ops {options.ops} has weights of 8 bits only; use --ops auto or bdq")
+
+
+def _check_clip(scheme: QuantScheme, options: ExportOptions) -> None:
+    if not 0 < (options.activation_clip or 0) <= 1:
+        raise UsageError(f"activation-clip is {options.activation_clip}, expected above 0 and at most 1")
+    if not options.is_per_token:
+        raise UsageError(
+            f"--activation-clip: {scheme} by {options.linear_ops} has no activations with a scale for each token; "
+            "leave it out, or use a scheme such as w4a4kv4"
+        )
+    if options.learns:
+        raise UsageError(f"--activation-clip fixes what --effort {options.effort} learns; add --effort fast")
 
 
 def _keeps_3_bits(options: ExportOptions) -> bool:

@@ -31,7 +31,7 @@ class ClipTuning:
         quantization: of the model that `runner` runs; gets what is found.
         activation_bits: None leaves activations float.
         kv: bits of the cache, and whether heads are rotated; None leaves it float.
-        search: try clip ratios; otherwise all are 1.
+        activation_clip: of every site, and the cache is not clipped; None searches both.
         flatness: module of each site that was prepared -> flatness of its inputs before they are quantized.
     """
 
@@ -39,7 +39,7 @@ class ClipTuning:
     quantization: MutableQuantization
     activation_bits: int | None
     kv: KVQuantization | None
-    search: bool = True
+    activation_clip: float | None = None
     flatness: dict[str, float] = field(default_factory=dict)
 
     def prepare(self, runner: BlockRunner, site: Site, hidden: Tensor, weights: Mapping[str, Tensor]) -> None:
@@ -58,9 +58,10 @@ class ClipTuning:
         if self.activation_bits is not None:
             inputs = _inputs(runner, site, few)
             self.flatness[site.module] = flatness(inputs[:_FLATNESS_TOKENS]) if bool(inputs.any()) else 0.0
-            found = ActivationQuantization(self.activation_bits)
-            if self.search:
+            if self.activation_clip is None:
                 found = search_clip(inputs, weight, self.activation_bits)
+            else:
+                found = ActivationQuantization(self.activation_bits, self.activation_clip)
             self.quantization.activations.update(dict.fromkeys(site.paths, found))
 
     def state_of(self, layer: int) -> Record:
@@ -95,7 +96,7 @@ class ClipTuning:
     def _tuned_cache(
         self, spec: KVQuantization, runner: BlockRunner, site: Site, hidden: Tensor, weight: Tensor
     ) -> KVQuantization:
-        if not self.search:
+        if self.activation_clip is not None:
             return spec
         self.quantization.kv.pop(site.layer, None)
         expected = _inputs(runner, site, hidden)

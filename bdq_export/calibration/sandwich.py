@@ -7,6 +7,15 @@
     bdq-rotated    Λa · R · Λb: λ = (Σw² / E x²)^¼ on both sides of every rotation, and between keys and queries
     bdq-online     the same without R1: the inputs of q, k, v, gate and up are rotated online
 
+To tell what each part is worth, some that nothing else tries:
+
+    bdq-plain      bdq, and heads of the cache are not rotated either
+    diag           bdq-online without Λa in front of its rotations (signs are left)
+    diag-before    bdq-online without Λb behind them, nor Λb of v → o
+    diag-none      bdq-online without all of these
+
+The last three keep the factors of keys and queries, and aligned heads.
+
 R2 is folded, and aligned (see `head_alignment`) where there are diagonals; R4, in front of down_proj, runs online.
 R1 costs nothing when the model runs, but leaves no place for a Λa at the inputs that norms make: after it, channels are
 equally energetic on both sides, and no diagonal can move the energy of activations to where the weights are small. On
@@ -36,6 +45,7 @@ from bdq_export.calibration.head_alignment import aligned_heads
 from bdq_export.calibration.head_energies import head_energies, key_query_diagonals
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import largest_size
+from bdq_export.options import PARTIAL
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_export.transform.channels import consumer_channels
 from bdq_export.transform.transforms import Diagonals
@@ -43,6 +53,9 @@ from bdq_models import Architecture, Dimensions, Edge, Side
 from bdq_runtime.specs import OnlineTransform
 
 ONLINE = "bdq-online"
+PLAIN = "bdq-plain"
+_WITHOUT_BEFORE = ("diag", "diag-none")
+_WITHOUT_AFTER = ("diag-before", "diag-none")
 _SIGN_SEED = 7919
 """Apart from the seeds of the rotations, which count up from the export's."""
 
@@ -59,22 +72,24 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     architecture, dimensions = space.architecture, space.dimensions
     if name == "smooth":
         return Transforms(smooth_diagonals(architecture, dimensions, space.weights, statistics))
-    if name not in ("bdq", ONLINE, *ROTATED):
+    if name not in ("bdq", ONLINE, PLAIN, *ROTATED, *PARTIAL):
         return Transforms()
     keys: Diagonals = {}
     if name != "hadamard":
         keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
-    if name == "bdq":
+    if name in ("bdq", PLAIN):
         return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})
     residual = architecture.residual_rotation and name in ROTATED
     rotated = _rotated(architecture, dimensions, seed, residual, space.rotates_online)
     if name == "hadamard" or not space.rotates_online:
         return replace(rotated, diagonals=keys)
-    closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
-    before = {key: signs * closed[key] for key, signs in rotated.diagonals_before.items()}
+    before = rotated.diagonals_before
+    if name not in _WITHOUT_BEFORE:
+        closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
+        before = {key: signs * closed[key] for key, signs in before.items()}
     heads = aligned_heads(architecture, dimensions, space.weights, space.few_runner(), seed)
     first = replace(rotated, diagonals=keys, diagonals_before=before, head_rotations=heads)
-    return _with_second_diagonals(space, first)
+    return first if name in _WITHOUT_AFTER else _with_second_diagonals(space, first)
 
 
 def _rotated(

@@ -17,8 +17,9 @@ from bdq_export.calibration.candidates import (
     smooth_diagonals,
 )
 from bdq_export.calibration.loss import HeldOutLoss
-from bdq_export.calibration.sandwich import ONLINE, sandwich
+from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
 from bdq_export.calibration.workspace import Workspace
+from bdq_export.options import PARTIAL
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_runtime.specs import OnlineTransform
 
@@ -34,6 +35,8 @@ _TRIED = {
     "hadamard": ("hadamard",),
     "bdq": ("bdq", ONLINE, "bdq-rotated"),
     "auto": ("none", "smooth", "bdq", ONLINE, "bdq-rotated"),
+    PLAIN: (PLAIN,),
+    **{name: (name,) for name in PARTIAL},
 }
 
 
@@ -58,7 +61,7 @@ class Transformed:
     @property
     def rotates_heads(self) -> bool:
         """Whether keys are rotated before they are cached."""
-        return self.name not in (NONE, "smooth")
+        return self.name not in (NONE, "smooth", PLAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,7 @@ def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) 
     diagonals = {}
     if name == "smooth":
         diagonals = smooth_diagonals(architecture, dimensions, weights, statistics)
-    elif name in ("bdq", "bdq-rotated"):
+    elif name in ("bdq", PLAIN, "bdq-rotated"):
         diagonals = closed_form_diagonals(architecture, dimensions, weights, statistics)
     if diagonals:
         transforms = replace(transforms, diagonals=diagonals)

@@ -48,6 +48,13 @@ def export_command(
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points (below 8 bits).")
     ] = _DEFAULTS.symmetric,
+    activation_clip: Annotated[
+        float | None,
+        typer.Option(
+            help="Where the grid of a token's activations ends, as part of its largest, at every site; 1 is no clip. "
+            "Without it the clips of each site and of the cache are searched."
+        ),
+    ] = None,
     calib: Annotated[
         str, typer.Option(help="UTF-8 text file, or self: text sampled from the model.")
     ] = _DEFAULTS.calib,
@@ -124,6 +131,7 @@ def export_command(
         "weights": weights,
         "block_size": parse_block_size(block_size),
         "symmetric": symmetric,
+        "activation_clip": activation_clip,
         "calib": calib,
         "effort": effort,
         "loss": loss,

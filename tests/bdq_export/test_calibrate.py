@@ -17,7 +17,7 @@ from bdq_export.calibration.selection import Measured, choose, names_to_try
 from bdq_export.calibration.static_activations import fake_quantize
 from bdq_export.errors import UsageError
 from bdq_export.float_model import load_float_model
-from bdq_export.options import ExportOptions
+from bdq_export.options import PARTIAL, ExportOptions
 from bdq_export.progress import QuietProgress
 from bdq_export.quantize.sequential import set_quantized
 from bdq_export.transform import fold
@@ -242,3 +242,6 @@ def test_a_rotation_must_pay_for_untying():
     assert names_to_try("auto", True, 4) == ("none", "bdq-online")
     assert names_to_try("bdq", True, 3) == ("bdq-online",)
     assert names_to_try("hadamard", rotates=False) == ("hadamard",)
+    assert [names_to_try(name, True, 4) for name in ("bdq-plain", *PARTIAL)] == [
+        (name,) for name in ("bdq-plain", *PARTIAL)
+    ]

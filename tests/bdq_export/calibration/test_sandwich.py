@@ -7,15 +7,16 @@ import torch
 
 from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.head_alignment import alignment
-from bdq_export.calibration.sandwich import ONLINE, sandwich
+from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import FakeQuantization, attach, fake_quantized
 from bdq_export.float_model import load_float_model
+from bdq_export.options import PARTIAL
 from bdq_export.progress import QuietProgress
 from bdq_export.transform import fold, online_by_path
 
 FAMILIES = ("llama", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
-NAMES = ("none", "smooth", "hadamard", "bdq", "bdq-rotated", ONLINE)
+NAMES = ("none", "smooth", "hadamard", "bdq", "bdq-rotated", ONLINE, PLAIN)
 
 
 def make_space(tiny, bits: DynamicBits) -> Workspace:
@@ -45,10 +46,12 @@ def test_logits_unchanged(family, bits, tiny_model):
     with torch.no_grad():
         expected = space.model(tokens).logits
     statistics = space.statistics()
-    for name in NAMES:
+    for name in NAMES if bits.activations is None else (*NAMES, *PARTIAL):
         transforms = sandwich(space, name, statistics, seed=3)
         online = online_by_path(tiny.architecture, transforms)
         assert not online or bits.activations
+        rotates = name not in ("none", "smooth", "bdq", PLAIN)
+        assert bool(online) == (rotates and bits.activations is not None)
         weights = fold(tiny.architecture, tiny.dimensions, tiny.weights, transforms)
         model = load_float_model(tiny, weights)
         with (
@@ -60,6 +63,27 @@ def test_logits_unchanged(family, bits, tiny_model):
         assert error < 1e-3, f"{name}: {error}"
         with torch.no_grad():
             assert torch.equal(space.model(tokens).logits, expected), f"{name} left the model changed"
+
+
+def test_parts_of_the_sandwich_differ_in_their_diagonals_only(tiny_model):
+    tiny = tiny_model("llama")
+    space = make_space(tiny, DynamicBits(4, 4))
+    statistics = space.statistics()
+    found = {name: sandwich(space, name, statistics, seed=3) for name in (ONLINE, *PARTIAL)}
+    whole = found[ONLINE]
+    assert whole.online
+    for name, part in found.items():
+        assert part.online.keys() == whole.online.keys()
+        for key, online in part.online.items():
+            assert online.hadamard_size == whole.online[key].hadamard_size > 1
+            assert (online.diagonal is not None) == (name in (ONLINE, "diag"))
+            before, both = part.diagonals_before[key], whole.diagonals_before[key]
+            assert torch.equal(before.sign(), both.sign())
+            assert bool((before.abs() == 1).all()) == (name in ("diag", "diag-none"))
+            if name == "diag-before":
+                assert torch.equal(before, both)
+        for layer, heads in part.head_rotations.items():
+            assert torch.equal(heads, whole.head_rotations[layer])
 
 
 def test_alignment_lowers_noise_and_evens_out_channels():
