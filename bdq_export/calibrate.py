@@ -18,6 +18,7 @@ from bdq_export.calibration.bit_choice import ChosenBits, choose_bits
 from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
+from bdq_export.calibration.learned_blocks import LearnedBlocks
 from bdq_export.calibration.learned_scales import learn_scales, tuning_options
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range
@@ -36,6 +37,7 @@ from bdq_export.calibration.site_flatness import activation_flatness, weight_fla
 from bdq_export.calibration.text import calibration_tokens
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
+from bdq_export.learning.block_stage import BlockOptions
 from bdq_export.options import BDQ, ExportOptions, parse_calib
 from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
@@ -65,6 +67,8 @@ _CLEARLY = 0.02
 """Share of that loss by which it must win: below, the difference may be chance, and no transform is the safe choice."""
 _OBVIOUSLY = 0.7
 """A transform whose loss is below this part of the untransformed one's needs no such check."""
+_GPTQ_SEQUENCES = 32
+"""Enough for Hessians; learning scales takes more."""
 _UNCALIBRATED = (12, 24)
 """Sequences and tokens that are sampled only to verify a model that needs no calibration."""
 
@@ -183,7 +187,8 @@ class _Calibration:
             name, transforms, energies = best.name, best.transforms, best.energies
             del best
             return self._learned(*self._better(name, transforms, energies, reason, statistics), statistics)
-        return self._learned(best, reason, *self._quantize(best), statistics)
+        best, quantized, loss = self._quantize(best)
+        return self._learned(best, reason, quantized, loss, statistics)
 
     def _chosen(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         """The transform to quantize with, and why."""
@@ -230,14 +235,14 @@ class _Calibration:
         preferred `bdq`, 0.040 to 0.047 nats, where the whole one loses 0.129 to 0.103.
         """
         plain = transformed(self.space, NONE, statistics, self.options.seed)
-        plain_quantized, plain_loss = self._quantize(plain, "gptq without a transform")
+        plain, plain_quantized, plain_loss = self._quantize(plain, "gptq without a transform")
         self.space.install(self.space.weights)  # drops the dequantized ones
         give_back_memory()
         best = refolded(self.space, name, transforms, energies)
         flatness, self.flatness = self.flatness, {}
         bits = self.bits
         warnings, self.warnings = self.warnings, []
-        quantized, loss = self._quantize(best)
+        best, quantized, loss = self._quantize(best)
         both = f"with GPTQ {loss:.4f} nats, {plain_loss:.4f} without a transform"
         if loss < plain_loss:
             return best, f"{reason}; {both}", quantized, loss
@@ -308,8 +313,14 @@ class _Calibration:
         chosen = next(measured for measured in self.measured if measured.name == name)
         return refolded(self.space, name, chosen.transforms, chosen.energies), reason
 
-    def _quantize(self, candidate: Transformed, stage: str = "gptq") -> tuple[dict[str, QuantizedWeight], float]:
-        """Quantize everything for good; the model computes with it afterwards."""
+    def _quantize(
+        self, candidate: Transformed, stage: str = "gptq"
+    ) -> tuple[Transformed, dict[str, QuantizedWeight], float]:
+        """Quantize everything for good; the model computes with it afterwards.
+
+        Returns:
+            `candidate`, with what the block-wise stage learned; quantized weights; held-out loss.
+        """
         if self.options.target_bits is not None:
             chosen = self._bits(candidate, stage)
             self.bits = chosen.choice
@@ -321,21 +332,28 @@ class _Calibration:
         space.set_quantized(quantized)
         tuning = self._tuning(candidate)
         if self.options.weights == "gptq":
+            few = replace(space, tokens=space.tokens[:_GPTQ_SEQUENCES])
+            blocks = self._learned_blocks(few, candidate)
+            parts = {"clips": tuning, "learned": blocks}
             done = quantize_blocks(
-                space.runner(),
+                few.runner(),
                 architecture,
                 space.dimensions,
-                candidate.weights,
+                candidate.weights if blocks is None else blocks.weights,
                 space.spec_of,
                 space.progress,
                 # Inputs of few bits are too noisy to tell where the float ones would be (SmolLM2-135M, w4a4kv4, first 8
                 # blocks: 0.126 nats with this correction, 0.098 without).
-                floats=None if space.rotates_online else space.float_inputs(candidate.weights),
+                floats=None if space.rotates_online else few.float_inputs(candidate.weights),
                 prepare=None if tuning is None else tuning.prepare,
                 odd_grids=space.odd_grids,
                 stage_name=stage,
-                journal=BlockJournal(self.store, stage, {} if tuning is None else {"clips": tuning}),
+                before_block=None if blocks is None else blocks.learn,
+                journal=BlockJournal(
+                    self.store, stage, {name: part for name, part in parts.items() if part is not None}
+                ),
             )
+            candidate = candidate if blocks is None else blocks.candidate
             quantized.update(done.quantized)
             self.flatness = done.flatness
             self.warnings += [f"{name}: {reason}" for name, reason in done.fallbacks.items()]
@@ -345,7 +363,14 @@ class _Calibration:
             self.flatness.update(tuning.flatness)
         if space.dynamic is not None:
             space.quantize_head(space.dynamic)
-        return quantized, space.measure(self.loss)
+        return candidate, quantized, space.measure(self.loss)
+
+    def _learned_blocks(self, space: Workspace, candidate: Transformed) -> LearnedBlocks | None:
+        """The block-wise stage, where the effort is the best and nothing is folded that blocks share."""
+        learns = self.options.learns and self.options.effort == "best" and space.rotates_online
+        if not learns or candidate.transforms.residual_rotation is not None:
+            return None
+        return LearnedBlocks(space, candidate, BlockOptions(seed=self.options.seed))
 
     def _bits(self, candidate: Transformed, stage: str) -> ChosenBits:
         name = f"{stage.replace(' ', '-')}-bits"
