@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bdq_export.commands.bench import bench
+    from bdq_export.commands.compare import CompareResult, compare
     from bdq_export.commands.evaluate import evaluate
     from bdq_export.commands.export import ExportResult, export
     from bdq_export.commands.fetch import fetch
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from bdq_export.scheme import QuantScheme
 
 _HOMES = {
+    "CompareResult": "bdq_export.commands.compare",
     "ExportOptions": "bdq_export.options",
     "ExportResult": "bdq_export.commands.export",
     "QuantScheme": "bdq_export.scheme",
     "bench": "bdq_export.commands.bench",
+    "compare": "bdq_export.commands.compare",
     "evaluate": "bdq_export.commands.evaluate",
     "export": "bdq_export.commands.export",
     "fetch": "bdq_export.commands.fetch",
@@ -38,10 +41,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompareResult",
     "ExportOptions",
     "ExportResult",
     "QuantScheme",
     "bench",
+    "compare",
     "evaluate",
     "export",
     "fetch",

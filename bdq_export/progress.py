@@ -112,6 +112,30 @@ class QuietProgress(_RecordingProgress):
         return _SilentView()
 
 
+class InnerProgress(_RecordingProgress):
+    """Shows its stages on another's display and records its own costs only: for one of several runs in a row."""
+
+    def __init__(self, outer: Progress) -> None:
+        super().__init__()
+        self._outer = outer
+
+    def _begin(self, name: str, total: float | None) -> _View:
+        return _InnerView(self._outer.stage(name, total))
+
+
+class _InnerView:
+    def __init__(self, context: AbstractContextManager[Stage]) -> None:
+        self._context = context
+        self._stage = context.__enter__()
+
+    def advance(self, steps: float = 1) -> None:
+        self._stage.advance(steps)
+
+    def end(self, seconds: float, failed: bool) -> None:
+        error = RuntimeError("the stage failed") if failed else None
+        self._context.__exit__(None if error is None else RuntimeError, error, None)
+
+
 class PlainProgress(_RecordingProgress):
     """One line when a stage begins, at 25, 50 and 75 %, and when it ends: for logs and pipes."""
 

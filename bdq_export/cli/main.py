@@ -11,8 +11,10 @@ from typing import NoReturn
 
 import typer
 
+from bdq_export.cli.compare_command import compare_command
 from bdq_export.cli.export_command import export_command
 from bdq_export.cli.fetch_command import fetch_command
+from bdq_export.cli.list_options import ListOptionsCommand
 from bdq_export.cli.lm_eval_command import PASS_THROUGH, lm_eval_command
 from bdq_export.cli.model_commands import bench_command, eval_command, inspect_command, run_command
 from bdq_export.errors import EXIT_INTERRUPTED, BdqError, UsageError
@@ -41,6 +43,7 @@ def _application() -> typer.Typer:
     )
     app.command("export", epilog=_EPILOG)(export_command)
     app.command("eval", epilog=_EPILOG)(eval_command)
+    app.command("compare", cls=ListOptionsCommand, epilog=_EPILOG)(compare_command)
     app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval_command)
     app.command("run", epilog=_EPILOG)(run_command)
     app.command("bench", epilog=_EPILOG)(bench_command)

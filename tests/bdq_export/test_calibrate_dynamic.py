@@ -70,6 +70,20 @@ def loss_of(tiny, result, quantization=None) -> float:
         return loss()
 
 
+@pytest.mark.parametrize("weights", ["gptq", "rtn"])
+def test_a_fixed_clip_is_that_of_every_site_and_of_no_cache(weights, tiny_model, run):
+    tiny = tiny_model("llama")
+    options = {"scheme": "w4a4kv4", "transform": "hadamard", "effort": "fast", "weights": weights}
+    found = run(tiny, **options, activation_clip=0.65)
+    head = found.activations[tiny.architecture.lm_head]
+    blocks = {path: each for path, each in found.activations.items() if each is not head}
+    assert len(blocks) == 7 * tiny.dimensions.layers
+    assert {each.clip for each in blocks.values()} == {0.65}
+    assert {(each.key_clip, each.value_clip) for each in found.kv.values()} == {(1.0, 1.0)}
+    searched = run(tiny, **options)
+    assert len({each.clip for path, each in searched.activations.items() if path in blocks}) > 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scheme", ["w4a4kv4", "w3a3kv3"])
 def test_every_linear_and_layer_is_quantized(family, scheme, tiny_model, run):

@@ -65,6 +65,15 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"calib_seq_len": 1},
         {"min_top1": 1.5},
         {"seed": -1},
+        {"scheme": "w4a4", "effort": "fast", "activation_clip": 0.0},
+        {"scheme": "w4a4", "effort": "fast", "activation_clip": 1.01},
+        {"scheme": "w4a4", "effort": "fast", "activation_clip": float("nan")},
+        {"scheme": "w4a4", "activation_clip": 0.9},  # it would be learned
+        {"scheme": "w4a16", "activation_clip": 0.9},
+        {"scheme": "w4a8", "effort": "fast", "activation_clip": 0.9},  # inside of MatMulNBits
+        {"scheme": "w4a16", "transform": "diag"},
+        {"scheme": "w4a8", "transform": "diag-before"},
+        {"scheme": "w4a16kv4", "transform": "diag-none"},
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, object]) -> None:

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from bdq_export.comparison.methods import parse_method
+
 
 def load(name: str) -> ModuleType:
     file = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
@@ -68,3 +70,10 @@ def test_a_child_is_measured(tmp_path: Path) -> None:
         export_cost.run_child([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], tmp_path)
     least = export_cost.smallest([cost, export_cost.Cost(1e-9, 9e9, 1, 10**9)])
     assert least == export_cost.Cost(1e-9, cost.cpu_seconds, 1, 1000)
+
+
+def test_every_row_of_the_quality_table_is_an_export_of_its_own() -> None:
+    rows = load("quality").ROWS
+    shared = {"calib": "self"}
+    options = {parse_method(method).options(scheme, 0, shared) for scheme, method in rows}
+    assert len(options) == len(rows)
