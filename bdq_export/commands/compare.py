@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -23,12 +24,15 @@ from bdq_export.errors import BdqError, InvalidInputError, UsageError
 from bdq_export.options import ExportOptions, parse_calib
 from bdq_export.progress import Progress, make_progress
 from bdq_export.scheme import QuantScheme
+from bdq_export.system_errors import resource_errors
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bdq_export.checkpoint import Checkpoint
     from bdq_export.comparison.measure import Evaluation
+
+logger = logging.getLogger(__name__)
 
 EXPORTS = "exports"
 """Folder, below that of the comparison, of the exports."""
@@ -265,10 +269,14 @@ def _measure(
     label = re.sub(r"[^A-Za-z0-9.=-]+", "_", job.method)[:60]
     export = folder / EXPORTS / f"{job.scheme}-{label}-{job.seed}-{key[:8]}"
     try:
-        with progress.stage(f"{job.scheme} {job.method} seed {job.seed}"):
+        with progress.stage(f"{job.scheme} {job.method} seed {job.seed}"), resource_errors():
             transform, figures = measure_export(model_dir, export, job.options, evaluation, progress)
     except BdqError as error:
         return Row(*job.place, key, options, error=str(error))
+    except Exception as error:  # one broken export must not cost the hours of the others
+        logger.debug("%s", job.place, exc_info=True)
+        line = " ".join(str(error).split())[:300]
+        return Row(*job.place, key, options, error=f"unexpected {type(error).__name__}: {line}")
     finally:
         if not keep and export.is_dir():
             shutil.rmtree(export)
