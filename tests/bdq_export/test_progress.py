@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from bdq_export.progress import (
+    InnerProgress,
     PlainProgress,
     QuietProgress,
     RichProgress,
@@ -39,6 +40,26 @@ def test_stage_that_fails_says_so_and_passes_the_exception_on() -> None:
         raise KeyboardInterrupt
     assert "fold: stopped after" in stream.getvalue()
     assert [cost.name for cost in progress.stages()] == ["fold"]
+
+
+def test_an_inner_progress_shows_on_the_outer_one_and_counts_by_itself() -> None:
+    stream = io.StringIO()
+    outer = PlainProgress(stream)
+    runs = [InnerProgress(outer) for _ in range(2)]
+    for run in runs:
+        with run.stage("gptq", total=2) as stage:
+            stage.advance()
+            time.sleep(0.02)
+    with pytest.raises(KeyboardInterrupt), runs[1].stage("fold"):
+        raise KeyboardInterrupt
+    lines = [re.sub(r"\d+\.\d s|about.*", "", line) for line in stream.getvalue().splitlines()]
+    assert lines == [
+        *["gptq: started", "gptq: 50 %, ", "gptq: done in "] * 2,
+        *["fold: started", "fold: stopped after "],
+    ]
+    assert [[cost.name for cost in run.stages()] for run in runs] == [["gptq"], ["gptq", "fold"]]
+    assert outer.stages()[0].seconds > 0.04
+    assert all(0.02 <= run.stages()[0].seconds < outer.stages()[0].seconds for run in runs)
 
 
 def test_costs_are_added_up_by_name_in_order_of_begin() -> None:
