@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.bit_choice import ChosenBits, choose_bits
 from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
@@ -33,19 +34,20 @@ from bdq_export.calibration.selection import (
     refolded,
     transformed,
 )
+from bdq_export.calibration.shared_tokens import own_tokens, shared_tokens
 from bdq_export.calibration.site_flatness import activation_flatness, weight_flatness
-from bdq_export.calibration.text import calibration_tokens
+from bdq_export.calibration.uncalibrated import uncalibrated
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
 from bdq_export.learning.block_stage import BlockOptions
-from bdq_export.options import BDQ, ExportOptions, parse_calib
+from bdq_export.options import BDQ, ExportOptions
 from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
 from bdq_export.quantize.sequential import quantize_blocks, round_blocks
 from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.report.report import BitChoice, Candidate
-from bdq_export.resume import NOWHERE, ProgressStore, Record
+from bdq_export.resume import NOWHERE, ProgressStore
 from bdq_export.resume.block_journal import BlockJournal
 from bdq_export.resume.choices import ChosenTransform, bits_from, bits_record
 from bdq_export.transform import Transforms
@@ -69,8 +71,6 @@ _OBVIOUSLY = 0.7
 """A transform whose loss is below this part of the untransformed one's needs no such check."""
 _GPTQ_SEQUENCES = 32
 """Enough for Hessians; learning scales takes more."""
-_UNCALIBRATED = (12, 24)
-"""Sequences and tokens that are sampled only to verify a model that needs no calibration."""
 
 
 def calibrate(
@@ -99,8 +99,8 @@ def calibrate(
     dynamic = DynamicBits.of(options)
     closed = options.weights == "rtn" and options.transform == NONE and options.target_bits is None
     if closed and not options.is_static and dynamic is None:
-        return _uncalibrated(checkpoint, model, weights, options, progress)
-    tokens = _tokens(checkpoint, model, options, progress, store)
+        return uncalibrated(checkpoint, model, weights, options, progress)
+    tokens = shared_tokens(checkpoint, model, options, progress, store)
     held = max(1, tokens.shape[0] // _HELD_OUT_SHARE)
     space = Workspace(
         checkpoint,
@@ -108,7 +108,7 @@ def calibrate(
         checkpoint.architecture,
         checkpoint.dimensions,
         weights,
-        tokens[:-held],
+        own_tokens(tokens[:-held]),
         linear_specs(options),
         progress,
         static=options.is_static,
@@ -118,44 +118,13 @@ def calibrate(
     # What chooses does not judge: the last sequences are left to the verification of the written file.
     judged = tokens[-held:]
     chooses, held_back = (judged, judged) if held < 2 else (judged[: held // 2], judged[held // 2 :])
-    loss = HeldOutLoss(model, space.architecture.layers, chooses)
+    loss = HeldOutLoss(model, space.architecture.layers, parallel.shard(chooses))
     detach = attach(model, space.architecture, space.dimensions, space.quantization.view)
     try:
         return _Calibration(space, options, loss, chooses, held_back, store).run()
     finally:
         detach()
         space.install(weights)
-
-
-def _tokens(
-    checkpoint: Checkpoint, model: PreTrainedModel, options: ExportOptions, progress: Progress, store: ProgressStore
-) -> Tensor:
-    found = store.load("tokens", lambda record: record.tensors["tokens"])
-    if found is None:
-        source = parse_calib(options.calib)
-        samples, length = options.samples, options.calib_seq_len
-        found = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
-        store.save("tokens", Record(tensors={"tokens": found}))
-    return found
-
-
-def _uncalibrated(
-    checkpoint: Checkpoint,
-    model: PreTrainedModel,
-    weights: Mapping[str, Tensor],
-    options: ExportOptions,
-    progress: Progress,
-) -> CalibrationResult:
-    architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
-    samples, length = _UNCALIBRATED if options.calib == "self" else (2, options.calib_seq_len)
-    source = parse_calib(options.calib)
-    held_back = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
-    space = Workspace(checkpoint, model, architecture, dimensions, weights, held_back, linear_specs(options), progress)
-    with progress.stage("round weights"):
-        tied = f"{architecture.lm_head}.weight" not in weights
-        quantized = round_ends(weights, end_specs(options, architecture, dimensions, tied))
-        quantized.update(space.round_linears(weights, None))
-    return CalibrationResult(NONE, "no transform was asked for", Transforms(), weights, quantized, held_back)
 
 
 class _Calibration:
@@ -270,7 +239,7 @@ class _Calibration:
         """Held-out loss of a quick GPTQ of the first blocks: does a gain of rounding survive the better method?"""
         space = self.space
         space.install(candidate.weights, candidate.online)
-        few = replace(space, tokens=space.tokens[:_SKETCH_SEQUENCES])
+        few = replace(space, tokens=space.tokens[: parallel.share(_SKETCH_SEQUENCES)])
         tuning = self._tuning(candidate)
         quantize_blocks(
             few.runner(),
@@ -332,7 +301,7 @@ class _Calibration:
         space.set_quantized(quantized)
         tuning = self._tuning(candidate)
         if self.options.weights == "gptq":
-            few = replace(space, tokens=space.tokens[:_GPTQ_SEQUENCES])
+            few = replace(space, tokens=space.tokens[: parallel.share(_GPTQ_SEQUENCES)])
             blocks = self._learned_blocks(few, candidate)
             parts = {"clips": tuning, "learned": blocks}
             done = quantize_blocks(

@@ -8,6 +8,7 @@
     ├── VerificationError        6  the exported model is below the threshold (files kept, marked)
     └── MissingDependencyError   7  optional package or op library missing
 
+A PeerFailedError, of a calibration by several processes, has the code of the process that failed first.
 130 is an interrupt (Ctrl-C). A message is one line and names what was found, what was expected and what to do.
 """
 
@@ -58,3 +59,20 @@ class MissingDependencyError(BdqError):
     """An optional package, or the op library, is not installed."""
 
     exit_code = 7
+
+
+class PeerFailedError(BdqError):
+    """Another process of this calibration failed; it has said why, and this one ends silently with the same code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another process failed with exit code {code}")
+        self.exit_code = code  # type: ignore[misc]
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What the command returns where `error` ends it."""
+    if isinstance(error, BdqError):
+        return error.exit_code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else BdqError.exit_code

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.precision import fast_matmuls
 from bdq_export.fake_quant import fake_quantize_tokens
 from bdq_runtime.specs import ActivationQuantization
@@ -32,10 +33,10 @@ def search_clip(
         bits: of the activations.
         ratios: candidates.
     """
-    rows = inputs[:: max(1, inputs.shape[0] // _TOKENS)].float()
+    rows = inputs[:: max(1, inputs.shape[0] // parallel.share(_TOKENS))].float()
     expected = row_energies(rows, weight).clamp_min(_LEAST)
     errors = [
-        float((row_energies(fake_quantize_tokens(rows, bits, ratio) - rows, weight) / expected).mean())
+        parallel.mean_of(row_energies(fake_quantize_tokens(rows, bits, ratio) - rows, weight) / expected)
         for ratio in ratios
     ]
     return ActivationQuantization(bits, ratios[min(range(len(ratios)), key=errors.__getitem__)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.output_gradients import SiteGradients, site_gradients
 from bdq_export.calibration.selection import Transformed
@@ -60,13 +61,13 @@ def choose_bits(space: Workspace, candidate: Transformed, options: ExportOptions
     assert options.target_bits is not None, "the caller asks only where bits are to be chosen"
     budget = bit_budget(options, space.architecture, space.dimensions)
     space.install(candidate.weights)
-    tokens = space.tokens[: max(1, GRADIENT_TOKENS // space.tokens.shape[1])]
+    tokens = space.tokens[: parallel.share(GRADIENT_TOKENS // space.tokens.shape[1])]
     runner = BlockRunner(space.model, space.architecture.layers, tokens)
     by_module = {group.site.module: group for group in budget.groups}
     losses: dict[str, dict[int, float]] = {}
     with space.progress.stage("choose bits", total=space.dimensions.layers) as stage:
         for sites in site_gradients(
-            runner, space.architecture, space.dimensions, candidate.online, options.seed + _SEED
+            runner, space.architecture, space.dimensions, candidate.online, options.seed + _SEED + parallel.rank()
         ):
             for seen in sites:
                 group = by_module.get(seen.site.module)
@@ -99,7 +100,9 @@ def _loss(
     seen: SiteGradients, group: BitGroup, weights: Mapping[str, Tensor], spec_of: SpecOf, odd_grids: bool
 ) -> float:
     """Predicted KL, in nats a token, when the linears of `group` are rounded to nearest on searched grids."""
-    importance = seen.inputs.square().mean(0)
+    importance, count = seen.inputs.square().sum(0), torch.tensor(len(seen.inputs))
+    parallel.add_up(importance, count)
+    importance /= count
     spec = spec_of(group.paths[0])
     assert spec is not None, "what is chosen is quantized"
     rows = {path: weights[f"{path}.weight"][::EVERY] for path in group.paths}
@@ -110,5 +113,5 @@ def _loss(
         rounded = torch.from_numpy(rtn(some, spec, search=spec.bits < 8, importance=importance).dequantize())
         change = (seen.inputs @ (rounded - some).t()).mul_(seen.gradients[path][:, ::EVERY])
         share = some.shape[0] / seen.gradients[path].shape[1]
-        total += float(change.square_().sum(-1).mean(dtype=torch.float64)) / (2 * share)
+        total += parallel.mean_of(change.square_().sum(-1)) / (2 * share)
     return total

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.precision import fast_matmuls
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class BlockRunner:
         self.model = model
         self.layers = layers
         self.blocks: list[Module] = list(model.get_submodule(layers).children())
-        self._batch = max(1, _BATCH_TOKENS // tokens.shape[1])
+        # Several processes together have batches as large as one alone, in the same halves (see `statistics.shrunk`).
+        self._batch = parallel.share(_BATCH_TOKENS // tokens.shape[1])
         self._tokens = tokens
         self._fast = fast
         self._calls: dict[int, list[dict[str, Any]]] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.activation_clips import row_energies, search_clip
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.dynamic import MutableQuantization
@@ -51,7 +52,7 @@ class ClipTuning:
             hidden: inputs of its block, all calibration tokens.
             weights: canonical float weights.
         """
-        few = hidden[: max(1, _SEARCH_TOKENS // hidden.shape[1])]
+        few = hidden[: parallel.share(_SEARCH_TOKENS // hidden.shape[1])]
         weight = torch.cat([weights[f"{path}.weight"] for path in site.paths])
         if self.kv is not None and self._reads_attention(site):
             self.quantization.kv[site.layer] = self._tuned_cache(self.kv, runner, site, few, weight)
@@ -105,7 +106,7 @@ class ClipTuning:
         def error(candidate: KVQuantization) -> float:
             self.quantization.kv[site.layer] = candidate
             gap = _inputs(runner, site, hidden) - expected
-            return float((row_energies(gap, weight) / total).mean())
+            return parallel.mean_of(row_energies(gap, weight) / total)
 
         for candidates in (_key_clips, _value_clips):
             spec = min(candidates(spec), key=error)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.transform import random_hadamard
 from bdq_models import Architecture, Dimensions
@@ -45,6 +46,7 @@ def aligned_heads(
                 total += heads.transpose(1, 2) @ heads
 
         hidden = runner.run(layer, hidden, add, (path,))
+        parallel.add_up(covariance)
         rows = weights[f"{path}.weight"].double().reshape(-1, dimensions.heads, dimensions.head_dim).transpose(0, 1)
         gram = rows.transpose(1, 2) @ rows
         found[layer] = torch.stack(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.fake_quant.attention import attention_inputs
 from bdq_export.transform import input_diagonal
@@ -44,6 +45,9 @@ def head_energies(runner: BlockRunner) -> dict[int, HeadEnergies]:
         hidden = runner.embedded()
         for layer in range(len(runner.blocks)):
             hidden = runner.run(layer, hidden)
+    for layer in sums:
+        parallel.add_up(*sums[layer])
+        counts[layer] = round(parallel.total(counts[layer])[0])
     return {layer: HeadEnergies(*(each / counts[layer] for each in sums[layer])) for layer in sums}
 
 

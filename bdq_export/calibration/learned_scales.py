@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.precision import product_dtype
@@ -117,7 +118,10 @@ def _teacher(space: Workspace, held_out: Tensor) -> tuple[Heads, Sequences, Sequ
     def head(model: PreTrainedModel) -> Tensor:
         return model.get_submodule(space.architecture.lm_head).get_parameter("weight").detach().to(product_dtype())
 
-    return Heads(head(space.model), head(twin)), seen(space.tokens), seen(held_out)
+    # Each process runs its part; batches are drawn from all.
+    own = seen(space.tokens)
+    train = Sequences(parallel.unshard(own.tokens), parallel.unshard(own.teacher))
+    return Heads(head(space.model), head(twin)), train, seen(held_out)
 
 
 def _compute_with(space: Workspace, state: QuantizedModel) -> None:

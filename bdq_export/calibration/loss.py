@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ class HeldOutLoss:
     Args:
         model: the float model as it is now; it may be changed afterwards.
         layers: path of its decoder blocks.
-        tokens: held-out tokens `[samples, seq_len]`.
+        tokens: held-out tokens `[samples, seq_len]`, this process's part; may be none where others have some.
     """
 
     def __init__(self, model: PreTrainedModel, layers: str, tokens: Tensor) -> None:
         # float32: differences between candidates can be smaller than bfloat16's rounding.
         self._runner = BlockRunner(model, layers, tokens, fast=False)
+        self._count = len(tokens)
         _, head = self._runner.ends()
         self._head = head.get_parameter("weight").detach()
         self._hidden = self._normed()
@@ -45,10 +47,12 @@ class HeldOutLoss:
             actual = torch.log_softmax(head(hidden), -1)
             total += float((target.exp() * (target - actual)).sum(-1).double().sum())
             count += floats.shape[0]
-        return total / count
+        return parallel.mean(total, count)
 
     @torch.inference_mode()
     def _normed(self) -> Tensor:
+        if not self._count:
+            return self._head.new_empty(0, self._head.shape[1])
         hidden = self._runner.embedded()
         for layer in range(len(self._runner.blocks)):
             hidden = self._runner.run(layer, hidden)

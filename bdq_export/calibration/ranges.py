@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.float_model import LinearSlice, locate_linear
 from bdq_export.progress import Progress
@@ -41,7 +42,10 @@ def observe_ranges(
                     stack.callback(handle.remove)
                 hidden = runner.run(layer, hidden)
             stage.advance()
-    return ranges
+    # As maxima: the largest, and the negated least.
+    ends = torch.tensor([[-low, high, -out_low, out_high] for low, high, out_low, out_high in ranges.values()])
+    parallel.largest(ends)
+    return {path: (-row[0], row[1], -row[2], row[3]) for path, row in zip(ranges, ends.double().tolist(), strict=True)}
 
 
 def merge_ranges(ranges: Mapping[str, Range], nodes: Mapping[str, Sequence[str]]) -> dict[str, Range]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.transform.flatness import flatness
 
 _FLATNESS_TOKENS = 512
@@ -97,6 +98,7 @@ class _Sums:
         self.low, self.high = float("inf"), float("-inf")
         self.flatness = flatness(first[:_FLATNESS_TOKENS]) if bool(first[:_FLATNESS_TOKENS].any()) else 0.0
         self.grams = (torch.zeros(size, size), torch.zeros(size, size)) if hessian else None
+        self._finished: InputStatistics | None = None
 
     def add(self, rows: Tensor) -> None:
         self.tokens += rows.shape[0]
@@ -112,6 +114,17 @@ class _Sums:
                 gram.addmm_(half.t(), half)
 
     def finish(self) -> InputStatistics:
+        """Of what all processes have seen; the same at every call."""
+        if self._finished is None:
+            self._finished = self._together()
+        return self._finished
+
+    def _together(self) -> InputStatistics:
+        parallel.add_up(self.square, *(self.grams or ()))
+        self.tokens = round(parallel.total(self.tokens)[0])
+        ends = torch.tensor([-self.low, self.high])
+        parallel.largest(self.absmax, ends)
+        self.low, self.high = -float(ends[0]), float(ends[1])
         hessian = None if self.grams is None else shrunk(*self.grams) / self.tokens
         return InputStatistics(
             self.tokens, self.square / self.tokens, self.absmax, self.low, self.high, self.flatness, hessian

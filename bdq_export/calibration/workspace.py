@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.candidates import Energies
 from bdq_export.calibration.dynamic import LM_HEAD_BITS, DynamicBits, MutableQuantization
@@ -46,7 +47,7 @@ class Workspace:
         architecture: its family.
         dimensions: its sizes.
         weights: canonical float weights of the untransformed model.
-        tokens: calibration tokens `[samples, seq_len]`.
+        tokens: calibration tokens `[samples, seq_len]`, this process's part of them.
         spec_of: how the linears of the decoder blocks are quantized.
         progress: shows the stages.
         static: activations are quantized with static ranges, too.
@@ -157,7 +158,7 @@ class Workspace:
             return loss()
 
     def _few(self) -> Tensor:
-        return self.tokens[: max(1, _STATISTICS_TOKENS // self.tokens.shape[1])]
+        return self.tokens[: parallel.share(_STATISTICS_TOKENS // self.tokens.shape[1])]
 
     def round_linears(self, weights: Mapping[str, Tensor], energies: Energies | None) -> dict[str, QuantizedWeight]:
         """Round the linears of `weights` to nearest on searched grids, weighted by the inputs' energies."""

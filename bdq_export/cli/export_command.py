@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bdq_export import parallel
 from bdq_export.errors import UsageError
 from bdq_export.options import (
     BLOCK_SIZES,
@@ -153,10 +154,12 @@ def export_command(
     if dry_run and dump is not None:
         raise UsageError("--dump has nothing to write in a --dry-run; leave one out")
     options = ExportOptions(**given)  # type: ignore[arg-type]
-    result = export_with(
-        model_dir, out, options, force=force, dump=dump, checkpoints=checkpoints, dry_run=dry_run, quiet=quiet
-    )
-    print_result(result.to_dict(), result.render(), as_json)
+    with parallel.data_parallel():
+        result = export_with(
+            model_dir, out, options, force=force, dump=dump, checkpoints=checkpoints, dry_run=dry_run, quiet=quiet
+        )
+        if parallel.is_first():
+            print_result(result.to_dict(), result.render(), as_json)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -17,7 +17,7 @@ from bdq_export.cli.fetch_command import fetch_command
 from bdq_export.cli.list_options import ListOptionsCommand
 from bdq_export.cli.lm_eval_command import PASS_THROUGH, lm_eval_command
 from bdq_export.cli.model_commands import bench_command, eval_command, inspect_command, run_command
-from bdq_export.errors import EXIT_INTERRUPTED, BdqError, UsageError
+from bdq_export.errors import EXIT_INTERRUPTED, BdqError, PeerFailedError, UsageError
 from bdq_export.system_errors import resource_errors
 
 _EPILOG = (
@@ -91,6 +91,8 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
             result = command.main(args=arguments, standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
             raise KeyboardInterrupt
+    except PeerFailedError as error:
+        return error.exit_code
     except BdqError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

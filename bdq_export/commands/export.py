@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bdq_export import parallel
 from bdq_export.errors import MissingDependencyError
 from bdq_export.options import ExportOptions
 from bdq_export.progress import Progress, make_progress
@@ -38,7 +39,7 @@ class ExportResult:
     """What an export wrote and measured.
 
     Attributes:
-        paths: the written files, the model first; empty for a dry run.
+        paths: the written files, the model first; empty for a dry run, and in all but the first of several processes.
         metrics: figures by name: sizes, verification, estimate of a dry run.
         warnings: things that may go wrong.
     """
@@ -137,16 +138,22 @@ def export_with(
     from bdq_export.resume.fingerprint import fingerprint
     from bdq_export.system_errors import resource_errors, signals_as_exceptions
 
-    progress = progress or make_progress(quiet)
-    check_separate(Path(model_dir), out)
-    layout = check_output(out, force)
-    with resource_errors(), signals_as_exceptions(), tempfile.TemporaryDirectory(prefix="bdq-export-") as work:
+    with (
+        parallel.data_parallel(),
+        resource_errors(),
+        signals_as_exceptions(),
+        tempfile.TemporaryDirectory(prefix="bdq-export-") as work,
+    ):
+        progress = progress or make_progress(quiet or not parallel.is_first())
+        check_separate(Path(model_dir), out)
+        layout = check_output(out, force)
         with progress.stage("read model"):
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
             check_cache(options, checkpoint.dimensions)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)
             check_target(options, checkpoint.architecture, checkpoint.dimensions)
             need = check_resources(checkpoint, out, options)
+        parallel.wait()  # nobody looks at OUT any more when the first process begins to write
         if dry_run:
             return _estimated(checkpoint, need)
         store = NOWHERE if checkpoints is None else open_store(checkpoints, fingerprint(checkpoint, options))
@@ -170,6 +177,8 @@ def _export(
         weights = checkpoint.weights()
         model = load_float_model(checkpoint, weights)
     calibration = calibrate(checkpoint, model, weights, options, progress, store)
+    if not parallel.is_first():
+        return ExportResult((), {})
     graph = _build(checkpoint, calibration, model, weights, options, progress)
     with progress.stage("quantize graph"):
         _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.learning.block_parameters import BlockParameters
 from bdq_export.learning.block_student import BlockStudent
@@ -67,28 +68,32 @@ def learn_block(
         options: of the stage.
     """
     options = options or BlockOptions()
-    held = min(options.held_out, max(1, len(hidden) // 4))
+    count = round(parallel.total(len(hidden))[0])
+    held = min(options.held_out, max(1, count // 4))
+    judges = parallel.own(torch.arange(count - held, count))
     parameters: BlockParameters = student.parameters
     optimizer = torch.optim.AdamW(list(parameters), lr=options.rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     generator = torch.Generator().manual_seed(options.seed + student.layer)
     every = max(1, options.steps // _CHECKS)
     with student.attached(runner.model):
-        before = best = _error(runner, student, hidden[-held:], expected[-held:])
+        before = best = _error(runner, student, hidden[judges], expected[judges])
         kept = parameters.values()
         for step in range(options.steps):
             rate = options.rate * max(_LAST_RATE, 0.5 * (1 + math.cos(math.pi * step / options.steps)))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            index = torch.randint(len(hidden) - held, (options.batch,), generator=generator)
+            index = parallel.own(torch.randint(count - held, (options.batch,), generator=generator))
             student.refresh()
-            found = runner.block(student.layer, hidden[index])
-            relative_error(found, expected[index]).backward()  # type: ignore[no-untyped-call]
+            if len(index):
+                found = runner.block(student.layer, hidden[index])
+                relative_error(found, expected[index]).backward()  # type: ignore[no-untyped-call]
+            parallel.average_gradients(parameters, len(index))
             torch.nn.utils.clip_grad_norm_(list(parameters), _LARGEST_GRADIENT, foreach=False)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             parameters.clamp_clips()
             if (step + 1) % every == 0 or step + 1 == options.steps:
-                error = _error(runner, student, hidden[-held:], expected[-held:])
+                error = _error(runner, student, hidden[judges], expected[judges])
                 if error < best:
                     best, kept = error, parameters.values()
         parameters.set_values(kept)
@@ -98,7 +103,8 @@ def learn_block(
 @torch.no_grad()
 def _error(runner: BlockRunner, student: BlockStudent, hidden: Tensor, expected: Tensor) -> float:
     student.refresh()
-    return sum(
+    errors = [
         float(relative_error(runner.block(student.layer, one), target))
         for one, target in zip(torch.split(hidden, 1), torch.split(expected, 1), strict=True)
-    ) / len(hidden)
+    ]
+    return parallel.mean(sum(errors), len(errors))

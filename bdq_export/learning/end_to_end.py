@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.learning.heads import Heads
 from bdq_export.learning.losses import Loss
@@ -162,9 +163,12 @@ def _step(
     loss: Loss,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    hidden = runner.differentiable(batch.tokens, checkpointed)
-    found = heads.loss(loss, hidden.flatten(0, 1), batch.teacher.flatten(0, 1), batch.labels().flatten())
-    found.backward()  # type: ignore[no-untyped-call]
+    mine = batch.take(slice(parallel.rank(), None, parallel.size()))
+    if len(mine):
+        hidden = runner.differentiable(mine.tokens, checkpointed)
+        found = heads.loss(loss, hidden.flatten(0, 1), mine.teacher.flatten(0, 1), mine.labels().flatten())
+        found.backward()  # type: ignore[no-untyped-call]
+    parallel.average_gradients(parameters, len(mine))
     torch.nn.utils.clip_grad_norm_(list(parameters), _LARGEST_GRADIENT, foreach=False)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -185,12 +189,12 @@ class _Judge:
     def __call__(self) -> float:
         """Mean KL(float ‖ quantized) of the next-token distributions, nats."""
         total = 0.0
-        for index in range(len(self._sequences)):
+        for index in range(parallel.rank(), len(self._sequences), parallel.size()):
             one = self._sequences.take(slice(index, index + 1))
             hidden = self._runner.differentiable(one.tokens)
             rows = hidden.flatten(0, 1)
             total += float(self._heads.loss(Loss(), rows, one.teacher.flatten(0, 1), one.labels().flatten()))
-        return total / len(self._sequences)
+        return parallel.total(total)[0] / len(self._sequences)
 
 
 def _batches(count: int, options: TuningOptions) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site
 from bdq_export.calibration.statistics import InputObserver
@@ -57,6 +58,7 @@ class GapObserver(InputObserver):
         super().__init__(hessians=True)
         self._floats = iter(floats)
         self._tokens = 0
+        self._together = False
         self._gap: Tensor | None = None
 
     def __call__(self, path: str, inputs: Tensor) -> None:
@@ -77,6 +79,10 @@ class GapObserver(InputObserver):
             weight: `[N, K]`.
             hessian: mean of x̂ x̂ᵀ, `[K, K]`.
         """
+        if self._gap is not None and not self._together:
+            parallel.add_up(self._gap)
+            self._tokens = round(parallel.total(self._tokens)[0])
+            self._together = True
         damped = hessian.double()
         damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()))
         lower, failed = torch.linalg.cholesky_ex(damped)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.statistics import InputObserver
@@ -20,7 +21,7 @@ from bdq_export.quantize.gptq import GptqOptions, gptq
 from bdq_export.quantize.grid import better_grid_kind
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
-from bdq_runtime.packing import QuantizedWeight, QuantSpec
+from bdq_runtime.packing import Array, QuantizedWeight, QuantSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,6 +178,17 @@ def split_rows_of(weight: QuantizedWeight, counts: Mapping[str, int]) -> dict[st
     return parts
 
 
+def _all_rows(weight: QuantizedWeight) -> QuantizedWeight:
+    """The weight whose rows the processes share."""
+
+    def gathered(part: Array) -> Array:
+        rows: Array = parallel.unshard(torch.from_numpy(part)).numpy()
+        return rows
+
+    zeros = None if weight.zero_points is None else gathered(weight.zero_points)
+    return QuantizedWeight(gathered(weight.codes), gathered(weight.scales), zeros, weight.spec)
+
+
 def _quantize_site(
     site: Site,
     observer: InputObserver,
@@ -201,8 +213,10 @@ def _quantize_site(
             stacked = observer.corrected(stacked, hessian)
         if odd_grids:
             spec = better_grid_kind(stacked, spec, hessian.diagonal())
-        done = gptq(stacked, hessian, spec, options)
-        quantized.update(split_rows_of(done.weight, {name: weights[name].shape[0] for name in names}))
+            spec = replace(spec, grid=(parallel.from_first(spec.grid.encode()) or b"").decode())
+        # Rows are independent of each other: every process rounds its part.
+        done = gptq(parallel.shard(stacked), hessian, spec, options)
+        quantized.update(split_rows_of(_all_rows(done.weight), {name: weights[name].shape[0] for name in names}))
         if done.fallback is not None:
             result.fallbacks.update(dict.fromkeys(names, done.fallback))
     return quantized

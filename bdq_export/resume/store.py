@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from bdq_export import parallel
 from bdq_export.checkpoint.json_file import read_json_object
 from bdq_export.errors import InvalidInputError, ResourceError, UsageError
 from bdq_export.resume.record import Record, from_bytes
@@ -62,7 +63,8 @@ class _FolderStore:
         self._behind = False
 
     def load(self, name: str, decode: Callable[[Record], Found]) -> Found | None:
-        data = None if self._behind else self._read(name)
+        data = self._read(name) if parallel.is_first() and not self._behind else None
+        data = parallel.from_first(data)
         if data is not None:
             try:
                 return decode(from_bytes(data))
@@ -72,6 +74,8 @@ class _FolderStore:
         return None
 
     def save(self, name: str, record: Record) -> None:
+        if not parallel.is_first():
+            return
         data = record.to_bytes()
         # The old sum must not vouch for new bytes, nor the new one for old bytes.
         with _writing(self._folder):
@@ -118,6 +122,8 @@ def open_store(folder: Path, fingerprint: Mapping[str, Any]) -> ProgressStore:
         ResourceError: the disk is full.
     """
     path = folder / FINGERPRINT
+    if not parallel.is_first():
+        return _FolderStore(folder)  # reads and writes through the first process
     if not path.is_file():
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
