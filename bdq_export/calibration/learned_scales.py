@@ -19,7 +19,7 @@ from bdq_export.float_model import load_float_model
 from bdq_export.learning.end_to_end import Sequences, TuningOptions, teacher_states, tune
 from bdq_export.learning.heads import Heads
 from bdq_export.learning.losses import Loss
-from bdq_export.learning.parameters import initial_parameters, learned_state
+from bdq_export.learning.parameters import all_sites, initial_parameters, learned_state, modules_of
 from bdq_export.learning.state import QuantizedModel
 from bdq_export.learning.student import learning
 from bdq_export.options import ExportOptions
@@ -95,6 +95,8 @@ def learn_scales(
     space.quantization.reset({})  # the student quantizes by itself
     runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
     with learning(space.model, space.architecture, space.dimensions, start, parameters):
+        _drop_linears(space)
+        give_back_memory()
         result = tune(runner, parameters, heads, train, judged, space.progress, options, store)
     found = learned_state(space.architecture, space.dimensions, start, parameters)
     give_back_memory()
@@ -122,6 +124,14 @@ def _teacher(space: Workspace, held_out: Tensor) -> tuple[Heads, Sequences, Sequ
     own = seen(space.tokens)
     train = Sequences(parallel.unshard(own.tokens), parallel.unshard(own.teacher))
     return Heads(head(space.model), head(twin)), train, seen(held_out)
+
+
+def _drop_linears(space: Workspace) -> None:
+    """Free the values of the blocks' weights: the student has their codes, and `_compute_with` puts them back."""
+    for site in all_sites(space.architecture, space.dimensions):
+        for name in modules_of(space.architecture, space.dimensions, site):
+            weight = space.model.get_submodule(name).get_parameter("weight")
+            weight.data = weight.new_zeros(()).expand(weight.shape)
 
 
 def _compute_with(space: Workspace, state: QuantizedModel) -> None:

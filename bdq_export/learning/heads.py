@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 
 from bdq_export.learning.losses import Loss
 
-_ROWS = 256
-"""Rows of logits at once: 50 MB of float32 at 49 152 words."""
+_ROWS = 128
+"""Rows of logits at once, several times over: 25 MB of float32 each at 49 152 words."""
 
 
 @dataclass(frozen=True, eq=False)
