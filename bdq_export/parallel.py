@@ -50,6 +50,11 @@ def size() -> int:
     return _group.size
 
 
+def local_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _group.size)) if _group.size > 1 else 1
+
+
 def is_first() -> bool:
     """Whether this process shows, prints and writes; true before the group begins in the one that will."""
     return _group.rank == 0 if _group is not _ALONE else int(os.environ.get("RANK", "0")) == 0 or not _described()
@@ -201,7 +206,8 @@ def data_parallel() -> Iterator[None]:
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
+    with _together():
+        dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     store = dist.distributed_c10d._get_default_store()
     _group = _Group(dist.get_rank(), dist.get_world_size(), store)
     try:

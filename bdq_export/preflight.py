@@ -25,6 +25,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bdq_export import parallel
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
 from bdq_export.options import ExportOptions
@@ -90,9 +91,11 @@ def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions) -
     """
     need = estimate(checkpoint.dimensions, checkpoint.parameters, options)
     memory = available_memory()
-    if memory is not None and need.memory_bytes > memory:
+    # Each process holds all weights (docs/scale.md).
+    wanted = need.memory_bytes * parallel.local_size()
+    if memory is not None and wanted > memory:
         raise ResourceError(
-            f"this export needs about {_shown(need.memory_bytes)} of memory but {_shown(memory)} are available; "
+            f"this export needs about {_shown(wanted)} of memory but {_shown(memory)} are available; "
             "close other programs, use --transform none --weights rtn, or a larger machine"
         )
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())

@@ -53,7 +53,9 @@ def directory(tmp_path_factory, write_model):
     return write_model(tmp_path_factory.mktemp("parallel") / "model", num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [name if name == "gptq" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_two_processes_find_what_one_finds(case, directory, tmp_path):
     options = json.dumps({**SIZES, **CASES[case]})
     for count in (1, 2):
@@ -79,7 +81,14 @@ def test_two_processes_find_what_one_finds(case, directory, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("how", "code"), [("error", 4), ("interrupted", 130), ("killed", 1)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("error", 4),
+        pytest.param("interrupted", 130, marks=pytest.mark.slow),
+        pytest.param("killed", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_what_ends_one_ends_all_with_its_code(how, code, rank, directory, tmp_path):
     began = time.monotonic()
     processes = run(2, directory, tmp_path / "out", json.dumps(SIZES), rank, how)
@@ -109,3 +118,4 @@ def test_one_process_alone_shares_nothing():
     assert parallel.from_first(b"x") == b"x"
     assert parallel.total(1.5, 2) == [1.5, 2]
     assert parallel.share(0) == 1
+    assert parallel.local_size() == 1
