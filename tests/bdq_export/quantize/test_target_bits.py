@@ -76,9 +76,7 @@ def test_a_target_in_reach_passes(target, tiny_model):
 def test_a_target_out_of_reach_is_refused_in_one_line(tiny_model):
     tiny = tiny_model("llama")
     options = ExportOptions(target_bits=3.0, keep=("*.layers.0.*=8", "*.layers.1.*=16"))
-    with pytest.raises(
-        UsageError, match=r"14 linears fixed by --keep have 8\.667 to 10\.67 on average"
-    ) as refused:
+    with pytest.raises(UsageError, match=r"14 linears fixed by --keep have 8\.667 to 10\.67 on average") as refused:
         check_target(options, tiny.architecture, tiny.dimensions)
     assert "\n" not in str(refused.value)
     with pytest.raises(UsageError, match="linears of 2, 4 bits have 2 to 4 on average"):
