@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from bdq_models import Architecture, Dimensions, get_architecture
+
+# A busy machine must not fail a test: no example has a time limit.
+settings.register_profile("bdq", deadline=None)
+settings.load_profile("bdq")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
