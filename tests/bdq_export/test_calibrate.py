@@ -115,9 +115,9 @@ def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
     real = module._Calibration._quantize
 
     def recorded(self, candidate, *stage):
-        quantized, loss = real(self, candidate, *stage)
-        final[candidate.name] = loss
-        return quantized, loss
+        found = real(self, candidate, *stage)
+        final[candidate.name] = found[-1]
+        return found
 
     monkeypatch.setattr(module._Calibration, "_quantize", recorded)
     for family in ("qwen2", "gemma3"):
@@ -142,8 +142,8 @@ def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch
     penalty = {"smooth": 100.0, "none": 0.0}
 
     def penalized(self, candidate, *stage):
-        quantized, loss = real(self, candidate, *stage)
-        return quantized, loss + penalty[candidate.name]
+        learned, quantized, loss = real(self, candidate, *stage)
+        return learned, quantized, loss + penalty[candidate.name]
 
     monkeypatch.setattr(module._Calibration, "_quantize", penalized)
     _, result = run(tiny)

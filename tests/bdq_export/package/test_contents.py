@@ -156,7 +156,7 @@ def test_missing_file_is_one_clear_line(toy_checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("version", [None, 1])
 def test_metadata_round_trips(model: Any, version: int | None) -> None:
-    metadata = ModelMetadata("0.1.0", "w4a16", 3, "ab" * 32, "float32", "bdq", "llama", version)
+    metadata = ModelMetadata("0.1.0", "w4a16", 3, "ab" * 32, "float32", "bdq", "llama", operators_version=version)
     metadata.write(model)
     fields = {k: str(v) for k, v in dataclasses.asdict(metadata).items() if v is not None}
     assert read_metadata(model.metadata_props) == fields
