@@ -96,6 +96,13 @@ def _notes(
             if untied
             else "embedding and lm_head are tied: one quantized table serves both"
         )
+    if calibration.learned is not None:
+        learned = calibration.learned
+        notes.append(
+            f"scales, diagonals and clips were learned end to end in {learned.steps} steps: held-out loss "
+            f"{learned.after:.4f} nats, {learned.before:.4f} before"
+            + ("" if learned.kept else "; that is not less, so nothing of it was kept")
+        )
     if calibration.bits is not None:
         notes.append(
             f"weights of the blocks have {calibration.bits.average:.3f} bits on average, chosen for each site by the "

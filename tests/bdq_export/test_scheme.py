@@ -130,3 +130,24 @@ def test_block_sizes_are_numbers_or_channel() -> None:
 
 def test_keep_splits_at_the_last_equals_sign() -> None:
     assert parse_keep("a=b=4") == ("a=b", 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "learns", "samples"),
+    [
+        ({}, False, 24),
+        ({"effort": "best"}, True, 128),
+        ({"scheme": "w4a4kv4"}, True, 64),
+        ({"scheme": "w4a4kv4", "effort": "fast"}, False, 24),
+        ({"scheme": "w4a4kv4", "transform": "none", "weights": "rtn"}, False, 24),
+        ({"scheme": "w4a8kv8"}, False, 24),
+        ({"scheme": "w2a16"}, True, 64),
+        ({"scheme": "w4a16", "target_bits": 3.5}, True, 64),
+        ({"scheme": "w8a8", "ops": "qdq", "effort": "best"}, False, 24),
+        ({"scheme": "w16a4", "effort": "best"}, False, 24),
+        ({"scheme": "w4a4kv4", "calib_samples": 7}, True, 7),
+    ],
+)
+def test_what_is_learned_and_from_how_much_text(options: dict[str, object], learns: bool, samples: int) -> None:
+    resolved = ExportOptions(**options)  # type: ignore[arg-type]
+    assert (resolved.learns, resolved.samples) == (learns, samples)
