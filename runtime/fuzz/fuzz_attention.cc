@@ -8,22 +8,7 @@
 #include <stdexcept>
 
 #include "input.h"
-
-namespace {
-
-class ManyWorkers final : public bdq::Parallel {
- public:
-  explicit ManyWorkers(int threads) : threads_(threads) {}
-  int threads() const override { return threads_; }
-  void run(std::size_t count, void (*work)(void*, std::size_t), void* state) override {
-    for (std::size_t i = count; i > 0; --i) work(state, i - 1);
-  }
-
- private:
-  int threads_;
-};
-
-}  // namespace
+#include "workers.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   fuzz::Input input(data, size);
@@ -82,7 +67,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::int64_t key_row = bdq::cache_row_bytes(spec.head_size, spec.key_bits), value_row = bdq::cache_row_bytes(spec.head_size, spec.value_bits);
   const auto past_key = input.bytes(rows * a.past_positions * key_row), past_value = input.bytes(rows * a.past_positions * value_row);
   const bool shared = a.past_positions == a.present_positions && (input.take<std::uint8_t>() & 1);
-  ManyWorkers workers(1 + input.take<std::uint8_t>() % 5);
+  fuzz::ManyWorkers workers(1 + input.take<std::uint8_t>() % 5);
   const std::size_t key_bytes = static_cast<std::size_t>(rows * a.present_positions * key_row);
   const std::size_t value_bytes = static_cast<std::size_t>(rows * a.present_positions * value_row);
 

@@ -7,21 +7,9 @@
 #include <stdexcept>
 
 #include "input.h"
+#include "workers.h"
 
 namespace {
-
-// Several workers one after the other: schedules for many threads, in an order that can be repeated.
-class ManyWorkers final : public bdq::Parallel {
- public:
-  explicit ManyWorkers(int threads) : threads_(threads) {}
-  int threads() const override { return threads_; }
-  void run(std::size_t count, void (*work)(void*, std::size_t), void* state) override {
-    for (std::size_t i = count; i > 0; --i) work(state, i - 1);
-  }
-
- private:
-  int threads_;
-};
 
 float largest(const std::vector<float>& values) {
   float found = 0.0f;
@@ -58,7 +46,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   const std::int64_t M = 1 + input.below(40), halves = spec.gate == bdq::Gate::kNone ? 1 : 2;
   const bool biased = input.take<std::uint8_t>() & 1;
-  ManyWorkers workers(1 + input.take<std::uint8_t>() % 5);
+  fuzz::ManyWorkers workers(1 + input.take<std::uint8_t>() % 5);
   const auto weight = input.bytes(sizes.weight_bytes);
   std::unique_ptr<std::uint16_t[]> scales(new std::uint16_t[static_cast<std::size_t>(sizes.scale_count)]);
   const bool wild = input.take<std::uint8_t>() >= 224;  // infinities and NaN too, or 0.125 to 2
