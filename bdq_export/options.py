@@ -118,6 +118,7 @@ class ExportOptions:
         _check_scheme(scheme, self)
         if self.activation_clip is not None:
             _check_clip(scheme, self)
+        _check_learning(self)
         if self.transform in PARTIAL and not self.is_per_token:
             raise UsageError(
                 f"transform {self.transform} leaves out diagonals beside online rotations, but {scheme} by "
@@ -283,6 +284,23 @@ def _check_bdq(scheme: QuantScheme, options: ExportOptions) -> None:
             f"scheme {scheme}: the bdq operators have symmetric weights only; leave out --asymmetric"
             + (", or use --ops matmulnbits" if not _needs_bdq(scheme) else "")
         )
+
+
+def _check_learning(options: ExportOptions) -> None:
+    """Options of the learned stages are refused where they would do nothing."""
+    if options.effort == "best" and not options.learns:
+        raise UsageError(
+            f"effort best has nothing to learn: {options.scheme} with --ops {options.ops}, --transform "
+            f"{options.transform} and --weights {options.weights} has no scales to learn end to end; leave --effort out"
+        )
+    if options.loss != "kl" and not options.learns:
+        raise UsageError(
+            f"loss {options.loss} is for learning, but nothing is learned at {options.scheme} with --effort "
+            f"{options.effort}; add --effort best, or leave --loss out"
+        )
+    reverse = options.loss.startswith("rce")
+    if not reverse and (options.loss_delta, options.loss_target) != (0.5, "teacher"):
+        raise UsageError(f"loss-delta and loss-target are of the reverse losses, but loss is {options.loss}; use rce")
 
 
 def _check_accuracy_level(scheme: QuantScheme, options: ExportOptions) -> None:
