@@ -1,6 +1,7 @@
 """Calibration: from a float model to transforms, quantized weights and activation ranges.
 
     tokens -> statistics -> candidates, measured -> fold the best -> GPTQ block by block -> measure -> keep or go back
+    -> learn scales around the codes end to end, where the options say so
 
 `--transform none --weights rtn` needs none of it and runs no calibration forward.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from bdq_export.calibration.candidates import Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.learned_blocks import LearnedBlocks
-from bdq_export.calibration.learned_scales import learn_scales, tuning_options
+from bdq_export.calibration.learned_scales import LearnedScales, learn_scales, tuning_options
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.ranges import Range
 from bdq_export.calibration.result import CalibrationResult
@@ -127,6 +128,21 @@ def calibrate(
         space.install(weights)
 
 
+@dataclass(frozen=True, eq=False)
+class _Quantized:
+    """A transformed model after its weights were quantized.
+
+    Attributes:
+        candidate: with what the block-wise stage learned.
+        weights: canonical name -> quantized weight.
+        loss: held-out loss.
+    """
+
+    candidate: Transformed
+    weights: Mapping[str, QuantizedWeight]
+    loss: float
+
+
 class _Calibration:
     """One calibration with measured candidates."""
 
@@ -155,9 +171,13 @@ class _Calibration:
             # Without its weights, which are folded again: those of two models need not be in memory at once.
             name, transforms, energies = best.name, best.transforms, best.energies
             del best
-            return self._learned(*self._better(name, transforms, energies, reason, statistics), statistics)
-        best, quantized, loss = self._quantize(best)
-        return self._learned(best, reason, quantized, loss, statistics)
+            found, reason = self._better(name, transforms, energies, reason, statistics)
+        else:
+            found = self._quantize(best)
+        learned = None
+        if self.options.learns:
+            found, learned = self._learned(found)
+        return replace(self._result(found, reason, statistics), learned=learned)
 
     def _chosen(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         """The transform to quantize with, and why."""
@@ -176,50 +196,37 @@ class _Calibration:
         """Whether a transform that won rounded to nearest must win with GPTQ, too."""
         return self.options.transform == "auto" and best.name != NONE and self.options.weights == "gptq"
 
-    def _learned(
-        self,
-        best: Transformed,
-        reason: str,
-        quantized: Mapping[str, QuantizedWeight],
-        loss: float,
-        statistics: Statistics,
-    ) -> CalibrationResult:
-        """The result, after the end-to-end stage where the options ask for one."""
-        learned = None
-        if self.options.learns:
-            tuning = tuning_options(self.options)
-            best, quantized, learned = learn_scales(
-                self.space, best, quantized, self.loss, loss, self.chooses, tuning, self.store
-            )
-            loss = min(learned.before, learned.after)
-        result = self._result(best, reason, quantized, loss, statistics)
-        return replace(result, learned=learned)
+    def _learned(self, found: _Quantized) -> tuple[_Quantized, LearnedScales]:
+        """After the end-to-end stage."""
+        tuning = tuning_options(self.options)
+        candidate, weights, learned = learn_scales(
+            self.space, found.candidate, found.weights, self.loss, found.loss, self.chooses, tuning, self.store
+        )
+        return _Quantized(candidate, weights, min(learned.before, learned.after)), learned
 
     def _better(
         self, name: str, transforms: Transforms, energies: Energies, reason: str, statistics: Statistics
-    ) -> tuple[Transformed, str, Mapping[str, QuantizedWeight], float]:
+    ) -> tuple[_Quantized, str]:
         """The whole GPTQ with candidate `name` and without a transform, whichever loses less on held-out tokens.
 
         With float activations the two are close, and a quick GPTQ of a few blocks misjudges them: on SmolLM2-135M it
         preferred `bdq`, 0.040 to 0.047 nats, where the whole one loses 0.129 to 0.103.
         """
-        plain = transformed(self.space, NONE, statistics, self.options.seed)
-        plain, plain_quantized, plain_loss = self._quantize(plain, "gptq without a transform")
+        plain = self._quantize(transformed(self.space, NONE, statistics, self.options.seed), "gptq without a transform")
         self.space.install(self.space.weights)  # drops the dequantized ones
         give_back_memory()
         best = refolded(self.space, name, transforms, energies)
         flatness, self.flatness = self.flatness, {}
         bits = self.bits
         warnings, self.warnings = self.warnings, []
-        best, quantized, loss = self._quantize(best)
-        both = f"with GPTQ {loss:.4f} nats, {plain_loss:.4f} without a transform"
-        if loss < plain_loss:
-            return best, f"{reason}; {both}", quantized, loss
+        found = self._quantize(best)
+        both = f"with GPTQ {found.loss:.4f} nats, {plain.loss:.4f} without a transform"
+        if found.loss < plain.loss:
+            return found, f"{reason}; {both}"
         self.flatness, self.warnings, self.bits = flatness, warnings, bits
-        self.space.install(plain.weights, plain.online)
-        self.space.set_quantized(plain_quantized)
-        reason = f"{name} is better rounded to nearest, but not with GPTQ: {both}"
-        return plain, reason, plain_quantized, plain_loss
+        self.space.install(plain.candidate.weights, plain.candidate.online)
+        self.space.set_quantized(plain.weights)
+        return plain, f"{name} is better rounded to nearest, but not with GPTQ: {both}"
 
     def _checked(self, best: Transformed, reason: str, statistics: Statistics) -> tuple[Transformed, str]:
         """`best`, or no transform where a quick GPTQ does not confirm what rounding to nearest found."""
@@ -282,14 +289,8 @@ class _Calibration:
         chosen = next(measured for measured in self.measured if measured.name == name)
         return refolded(self.space, name, chosen.transforms, chosen.energies), reason
 
-    def _quantize(
-        self, candidate: Transformed, stage: str = "gptq"
-    ) -> tuple[Transformed, dict[str, QuantizedWeight], float]:
-        """Quantize everything for good; the model computes with it afterwards.
-
-        Returns:
-            `candidate`, with what the block-wise stage learned; quantized weights; held-out loss.
-        """
+    def _quantize(self, candidate: Transformed, stage: str = "gptq") -> _Quantized:
+        """Quantize everything for good; the model computes with it afterwards."""
         if self.options.target_bits is not None:
             chosen = self._bits(candidate, stage)
             self.bits = chosen.choice
@@ -332,7 +333,7 @@ class _Calibration:
             self.flatness.update(tuning.flatness)
         if space.dynamic is not None:
             space.quantize_head(space.dynamic)
-        return candidate, quantized, space.measure(self.loss)
+        return _Quantized(candidate, quantized, space.measure(self.loss))
 
     def _learned_blocks(self, space: Workspace, candidate: Transformed) -> LearnedBlocks | None:
         """The block-wise stage, where the effort is the best and nothing is folded that blocks share."""
@@ -359,15 +360,8 @@ class _Calibration:
             round_blocks(few, space.architecture, space.dimensions, candidate.weights, rounded, space.progress, prepare)
         return rounded
 
-    def _result(
-        self,
-        best: Transformed,
-        reason: str,
-        quantized: Mapping[str, QuantizedWeight],
-        loss: float,
-        statistics: Statistics,
-    ) -> CalibrationResult:
-        space = self.space
+    def _result(self, found: _Quantized, reason: str, statistics: Statistics) -> CalibrationResult:
+        space, best = self.space, found.candidate
         ranges: Mapping[str, Range] = {}
         if space.static:
             ranges = space.ranges()
@@ -377,14 +371,14 @@ class _Calibration:
             reason=reason,
             transforms=best.transforms,
             weights=best.weights,
-            quantized=quantized,
+            quantized=found.weights,
             held_back=self.held_back,
             activation_ranges=ranges,
             activations=dict(space.quantization.activations),
             online=dict(best.online),
             kv=dict(space.quantization.kv),
             candidates=tuple(candidates),
-            loss=loss,
+            loss=found.loss,
             activation_flatness=activation_flatness(space, statistics, self.flatness),
             weight_flatness=weight_flatness(space, best.weights),
             bits=self.bits,

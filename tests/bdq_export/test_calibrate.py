@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
 
     def recorded(self, candidate, *stage):
         found = real(self, candidate, *stage)
-        final[candidate.name] = found[-1]
+        final[candidate.name] = found.loss
         return found
 
     monkeypatch.setattr(module._Calibration, "_quantize", recorded)
@@ -142,8 +143,8 @@ def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch
     penalty = {"smooth": 100.0, "none": 0.0}
 
     def penalized(self, candidate, *stage):
-        learned, quantized, loss = real(self, candidate, *stage)
-        return learned, quantized, loss + penalty[candidate.name]
+        found = real(self, candidate, *stage)
+        return replace(found, loss=found.loss + penalty[candidate.name])
 
     monkeypatch.setattr(module._Calibration, "_quantize", penalized)
     _, result = run(tiny)

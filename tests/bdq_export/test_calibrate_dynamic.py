@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
+from calibrations import calibrate_tiny
 
-from bdq_export.calibrate import calibrate
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.fake_quant import FakeQuantization, fake_quantized
 from bdq_export.float_model import load_float_model
-from bdq_export.options import ExportOptions
-from bdq_export.progress import QuietProgress
 from bdq_export.quantize.sequential import set_quantized
-from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import ODD, PerChannel
 from bdq_runtime.specs import ActivationQuantization
 
 FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
 
 
-@dataclass
-class Described:
-    config: dict[str, Any]
-    architecture: Architecture
-    dimensions: Dimensions
-    directory: Path
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, write_model):
-    """Calibrate a tiny model: `run(tiny, **options) -> CalibrationResult`."""
+    """Calibrate a tiny model: `run(tiny, **options) -> CalibrationResult`; the torch model must be float again."""
     directory = write_model(tmp_path_factory.mktemp("calibrate") / "model")  # for its tokenizer
-
-    def calibrated(tiny, **options):
-        described = Described(tiny.config, tiny.architecture, tiny.dimensions, directory)
-        return calibrate_tiny(described, tiny.weights, options)
-
-    return calibrated
-
-
-def calibrate_tiny(described, weights, options):
-    model = load_float_model(described, weights)
-    before = model(torch.arange(20)[None]).logits
-    result = calibrate(
-        described,
-        model,
-        weights,
-        ExportOptions(**{"calib_samples": 16, "calib_seq_len": 32, **options}),
-        QuietProgress(),
-    )
-    assert torch.equal(model(torch.arange(20)[None]).logits, before), "the float model is not back"
-    return result
+    return lambda tiny, **options: calibrate_tiny(tiny, directory, **options)
 
 
 def loss_of(tiny, result, quantization=None) -> float:

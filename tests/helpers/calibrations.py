@@ -35,7 +35,10 @@ def calibrate_tiny(tiny, directory, store=NOWHERE, **options):
     described = Described(tiny.config, tiny.architecture, tiny.dimensions, directory)
     model = load_float_model(described, tiny.weights)
     given = ExportOptions(**{**SMALL, **options})
-    return calibrate(described, model, tiny.weights, given, QuietProgress(), store)
+    before = model(torch.arange(20)[None]).logits
+    result = calibrate(described, model, tiny.weights, given, QuietProgress(), store)
+    assert torch.equal(model(torch.arange(20)[None]).logits, before), "the float model is not back"
+    return result
 
 
 def same(one: Any, other: Any) -> bool:

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-
-from bdq_export.calibrate import calibrate
-from bdq_export.float_model import load_float_model
-from bdq_export.options import ExportOptions
-from bdq_export.progress import QuietProgress
-from bdq_models import Architecture, Dimensions
-
-SMALL = {"calib_samples": 16, "calib_seq_len": 32}
-
-
-@dataclass
-class Described:
-    config: dict[str, Any]
-    architecture: Architecture
-    dimensions: Dimensions
-    directory: Path
+from calibrations import calibrate_tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, write_model):
     """Calibrate a tiny model: `run(tiny, **options) -> CalibrationResult`."""
     directory = write_model(tmp_path_factory.mktemp("calibrate") / "model")  # for its tokenizer
-
-    def calibrated(tiny, **options):
-        described = Described(tiny.config, tiny.architecture, tiny.dimensions, directory)
-        model = load_float_model(described, tiny.weights)
-        return calibrate(described, model, tiny.weights, ExportOptions(**{**SMALL, **options}), QuietProgress())
-
-    return calibrated
+    return lambda tiny, **options: calibrate_tiny(tiny, directory, **options)
 
 
 def average(tiny, result):
