@@ -10,7 +10,9 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + P                            quantized weights, one byte a value until they are packed
              + 3 * 4 * tokens * hidden      inputs and outputs of one block, float and quantized, with calibration
              + 6 * 8 * largest K squared    Hessians of one block with factor, inverse and work space, with gptq
-             + 2 bytes a parameter          codes as bfloat16, where scales are learned, and the teacher's states
+             + 2 P + 2 * tokens * hidden    codes and the teacher's states in bfloat16, where scales are learned;
+             + 32 * 128 * vocab             and logits there, 128 rows eight times over,
+             + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient
              + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + 8 * length * vocab           logits of one sequence
 
@@ -72,6 +74,8 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
     if options.learns:
         memory += 2 * parameters + 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        memory += 8 * 4 * 128 * dimensions.vocab_size
+        memory += 4 * 2 * options.calib_seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
     if options.target_bits is not None:
         memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
     packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding
