@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,22 @@ def _export(source: Path, out: Path, scheme: str, **changes: Any) -> tuple[Path,
     name, _, ops = scheme.partition(" ")
     result = export(source, out, scheme=name, ops=ops or "auto", **{**QUICK, **changes})
     return out, dict(result.metrics)
+
+
+@pytest.mark.parametrize("scheme", ["w4a8kv8", "w2a16"])
+def test_the_written_file_is_what_was_learned(scheme: str, model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """Scales, diagonals, gains and clips reach the file: its loss is the one that the torch model ended with.
+
+    So few sequences that the one held out both judges the learning and verifies the file.
+    """
+    options = {"weights": "gptq", "effort": "best", "transform": "bdq", "calib_samples": 7}
+    out, metrics = _export(model_dir("llama"), tmp_path / "out", scheme, **options)
+    notes = " ".join(json.loads((out / "bdq_report.json").read_text())["notes"])
+    found = re.search(r"learned end to end in (\d+) steps: held-out loss ([\d.]+) nats, ([\d.]+) before", notes)
+    assert found is not None, notes
+    after, before = float(found[2]), float(found[3])
+    assert after < 0.97 * before, "learning gained too little to tell whether it is in the file"
+    assert metrics["kl"] == pytest.approx(after, rel=0.01)
 
 
 def _answer(folder: Path, count: int = 8) -> list[int]:
