@@ -204,10 +204,10 @@ def _job(way: Method, scheme: str, seed: int, shared: Mapping[str, Any]) -> _Job
 def _checked(model_dir: str | Path, evaluation: Evaluation) -> Comparison:
     """A comparison without rows, once model, text and tasks are known to be usable."""
     from bdq_export.checkpoint import open_checkpoint
-    from bdq_export.commands.export import _require_packages
+    from bdq_export.commands.export import require_packages
     from bdq_runtime.tasks import load_rows
 
-    _require_packages()
+    require_packages()
     with invalid_input():
         for task in evaluation.tasks:
             load_rows(task)

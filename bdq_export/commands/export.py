@@ -128,7 +128,7 @@ def export_with(
     progress: Progress | None = None,
 ) -> ExportResult:
     """As `export`, with the options as one value."""
-    _require_packages()
+    require_packages()
     from bdq_export.checkpoint import open_checkpoint
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
@@ -308,7 +308,12 @@ def _estimated(checkpoint: Checkpoint, need: Estimate) -> ExportResult:
     )
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Make sure that what exporting needs is installed.
+
+    Raises:
+        MissingDependencyError: names what is missing.
+    """
     import importlib.util
 
     needed = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
