@@ -36,9 +36,9 @@ def export_command(
         ),
     ] = _DEFAULTS.scheme,
     transform: Annotated[
-        str, typer.Option(help=f"{'|'.join(TRANSFORMS)}; auto measures and keeps the best.")
+        str, typer.Option(help=f"{', '.join(TRANSFORMS)}; auto measures and keeps the best.")
     ] = _DEFAULTS.transform,
-    weights: Annotated[str, typer.Option(help=f"{'|'.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
+    weights: Annotated[str, typer.Option(help=f"{', '.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
     block_size: Annotated[
         str | None,
         typer.Option(
@@ -62,16 +62,16 @@ def export_command(
     effort: Annotated[
         str,
         typer.Option(
-            help=f"{'|'.join(EFFORTS)}: fast learns nothing; standard learns scales where activations have 4 "
+            help=f"{', '.join(EFFORTS)}: fast learns nothing; standard learns scales where activations have 4 "
             "bits or fewer or weights fewer than 4; best wherever weights are quantized, from more text."
         ),
     ] = _DEFAULTS.effort,
     loss: Annotated[
-        str, typer.Option(help=f"{'|'.join(LOSSES)}: what scales are learned by; kl is to the float model.")
+        str, typer.Option(help=f"{', '.join(LOSSES)}: what scales are learned by; kl is to the float model.")
     ] = _DEFAULTS.loss,
     loss_delta: Annotated[float, typer.Option(help="δ of the reverse losses.")] = _DEFAULTS.loss_delta,
     loss_target: Annotated[
-        str, typer.Option(help=f"{'|'.join(LOSS_TARGETS)}: what the reverse losses compare with.")
+        str, typer.Option(help=f"{', '.join(LOSS_TARGETS)}: what the reverse losses compare with.")
     ] = _DEFAULTS.loss_target,
     calib_samples: Annotated[
         int | None, typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales are learned.")
@@ -92,7 +92,7 @@ def export_command(
     ops: Annotated[
         str,
         typer.Option(
-            help=f"{'|'.join(OPS)}: what computes the linears. auto is MatMulNBits wherever it expresses the scheme, "
+            help=f"{', '.join(OPS)}: what computes the linears. auto is MatMulNBits wherever it expresses the scheme, "
             "else the bdq operators; qdq and qlinear are static w8a8."
         ),
     ] = _DEFAULTS.ops,
