@@ -275,8 +275,8 @@ class _Calibration:
 
     def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         if len(names) == 1:
-            only = transformed(self.space, names[0], statistics, self.options.seed)
-            return only, f"transform {only.name} was asked for"
+            only = transformed(self.space, names[0], statistics, self.options.seed, self.loss)
+            return only, f"transform {only.name} was asked for{only.learned}"
         with self.space.progress.stage("choose transform", total=len(names)) as stage:
             for name in names:
                 candidate = transformed(self.space, name, statistics, self.options.seed)

@@ -11,7 +11,9 @@ from bdq_export.scheme import FLOAT_BITS, QuantScheme
 
 PARTIAL = ("diag", "diag-before", "diag-none")
 """Transforms that leave out diagonals beside the online rotations of "bdq"."""
-TRANSFORMS = ("auto", "none", "smooth", "hadamard", "bdq", "bdq-plain", *PARTIAL)
+SPIN = "spin"
+"""The transform whose rotations are learned."""
+TRANSFORMS = ("auto", "none", "smooth", "hadamard", SPIN, "bdq", "bdq-plain", *PARTIAL)
 WEIGHTS = ("gptq", "rtn")
 AUTO = "auto"
 MATMULNBITS = "matmulnbits"
@@ -29,7 +31,7 @@ MAX_SEED = 2**63 - 1
 _FEW_BITS = 4
 """Bits of activations or weights from which "standard" learns: activations of so many, or weights of fewer."""
 _SAMPLES = {"fast": 24, "standard": 64, "best": 128}
-"""Calibration sequences by effort where scales are learned; the fewest of them elsewhere."""
+"""Calibration sequences by effort where scales are learned; the fewest of them elsewhere, unless rotations are."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class ExportOptions:
     Attributes:
         scheme: bits, for example "w4a16" (see `QuantScheme`).
         transform: which transforms are tried; "auto" measures them and keeps the best. "bdq-plain" (no rotation) and
-            the `PARTIAL` ones are parts of "bdq", to compare with; "auto" does not try them.
+            the `PARTIAL` ones are parts of "bdq", to compare with; "spin" is "hadamard" with learned rotations. "auto"
+            does not try any of these.
         weights: "gptq" or "rtn" (round to nearest).
         block_size: columns that share a weight scale; 0 is one scale for each output channel, None a default for the
             scheme (see `scale_block`).
@@ -124,6 +127,11 @@ class ExportOptions:
                 f"transform {self.transform} leaves out diagonals beside online rotations, but {scheme} by "
                 f"{self.linear_ops} has no such rotations; use bdq-plain, or a scheme such as w4a4kv4"
             )
+        if self.transform == SPIN and not self.is_per_token:
+            raise UsageError(
+                f"transform spin learns rotations by how activations are rounded for each token, but {scheme} by "
+                f"{self.linear_ops} rounds none so; use hadamard, or a scheme such as w4a4kv4"
+            )
 
     @property
     def linear_ops(self) -> str:
@@ -156,6 +164,8 @@ class ExportOptions:
     @property
     def samples(self) -> int:
         """Calibration sequences: what was asked for, else what suits the effort."""
+        if self.transform == SPIN and not self.learns:
+            return self.calib_samples or _SAMPLES["standard"]
         return self.calib_samples or _SAMPLES[self.effort if self.learns else "fast"]
 
     @property

@@ -12,7 +12,8 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + 6 * 8 * largest K squared    Hessians of one block with factor, inverse and work space, with gptq
              + 2 P + 2 * tokens * hidden    codes and the teacher's states in bfloat16, where scales are learned;
              + 32 * 128 * vocab             and logits there, 128 rows eight times over,
-             + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient
+             + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient;
+                                            these two, and lm_head in bfloat16, where rotations are
              + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + 8 * length * vocab           logits of one sequence
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from bdq_export import parallel
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
-from bdq_export.options import ExportOptions
+from bdq_export.options import SPIN, ExportOptions
 from bdq_export.quantize.target_bits import GRADIENT_TOKENS
 from bdq_export.scheme import QuantScheme
 from bdq_models import Dimensions
@@ -74,6 +75,9 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
     if options.learns:
         memory += 2 * parameters + 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
+    elif options.transform == SPIN:
+        memory += 2 * embedding
+    if options.learns or options.transform == SPIN:
         memory += 8 * 4 * 128 * dimensions.vocab_size
         memory += 4 * 2 * options.calib_seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
     if options.target_bits is not None:

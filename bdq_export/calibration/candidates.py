@@ -5,6 +5,7 @@ All are parts of one framework, `T = Λa · R · Λb` on every edge:
     none           nothing
     smooth         SmoothQuant's Λb (α = 0.5) on the edges that start at a norm
     hadamard       R1 (residual stream) and R2 (value heads), seeded
+    spin           the same, learned (`learned_rotations`)
     bdq            the closed-form Λb on every edge, no R: tied embeddings stay tied
     bdq-rotated    R1 and R2, then the closed-form Λb of the rotated model
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.calibration.statistics import InputStatistics
+from bdq_export.options import SPIN
 from bdq_export.transform import Transforms, input_diagonal, random_hadamard, smooth_diagonal
 from bdq_export.transform.channels import expand, reduce, tie
 from bdq_export.transform.transforms import Diagonals
@@ -27,7 +29,9 @@ Statistics = Mapping[str, InputStatistics]
 Energies = Mapping[str, Tensor]
 """Canonical path of a linear -> E[x²] of its inputs, float64 `[K]`."""
 
-ROTATED = ("hadamard", "bdq-rotated")
+BARE = ("hadamard", SPIN)
+"""Rotations without diagonals."""
+ROTATED = (*BARE, "bdq-rotated")
 
 
 def rotations(architecture: Architecture, dimensions: Dimensions, seed: int) -> Transforms:

@@ -3,6 +3,7 @@
     none           nothing
     smooth         SmoothQuant's Λb on the edges that start at a norm
     hadamard       random R1 .. R4 and no diagonals (what QuaRot does)
+    spin           the same, where R1 and R2 start from (`learned_rotations` is what SpinQuant does)
     bdq            Λb on every edge and between keys and queries, no R
     bdq-rotated    Λa · R · Λb: λ = (Σw² / E x²)^¼ on both sides of every rotation, and between keys and queries
     bdq-online     the same without R1: the inputs of q, k, v, gate and up are rotated online
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.calibration.candidates import (
+    BARE,
     ROTATED,
     Statistics,
     closed_form_diagonals,
@@ -75,13 +77,13 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     if name not in ("bdq", ONLINE, PLAIN, *ROTATED, *PARTIAL):
         return Transforms()
     keys: Diagonals = {}
-    if name != "hadamard":
+    if name not in BARE:
         keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
     if name in ("bdq", PLAIN):
         return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})
     residual = architecture.residual_rotation and name in ROTATED
     rotated = _rotated(architecture, dimensions, seed, residual, space.rotates_online)
-    if name == "hadamard" or not space.rotates_online:
+    if name in BARE or not space.rotates_online:
         return replace(rotated, diagonals=keys)
     before = rotated.diagonals_before
     if name not in _WITHOUT_BEFORE:

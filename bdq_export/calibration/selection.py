@@ -16,10 +16,12 @@ from bdq_export.calibration.candidates import (
     scaled_energies,
     smooth_diagonals,
 )
+from bdq_export.calibration.learned_rotations import learn_rotations
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
 from bdq_export.calibration.workspace import Workspace
-from bdq_export.options import PARTIAL
+from bdq_export.learning.rotation_stage import RotationOptions
+from bdq_export.options import PARTIAL, SPIN
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_runtime.specs import OnlineTransform
 
@@ -33,6 +35,7 @@ _TRIED = {
     "none": ("none",),
     "smooth": ("smooth",),
     "hadamard": ("hadamard",),
+    SPIN: (SPIN,),
     "bdq": ("bdq", ONLINE, "bdq-rotated"),
     "auto": ("none", "smooth", "bdq", ONLINE, "bdq-rotated"),
     PLAIN: (PLAIN,),
@@ -50,6 +53,7 @@ class Transformed:
         weights: the folded weights.
         energies: E[x²] of every linear's inputs.
         online: what each linear applies to its inputs, by canonical path.
+        learned: what learning its rotations brought, in words; "" where none were learned.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Transformed:
     weights: Mapping[str, Tensor]
     energies: Energies
     online: Mapping[str, OnlineTransform] = field(default_factory=dict)
+    learned: str = ""
 
     @property
     def rotates_heads(self) -> bool:
@@ -105,10 +110,20 @@ def names_to_try(transform: str, rotates: bool, activation_bits: int | None = No
     return tuple(name for name in names if name not in others)
 
 
-def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) -> Transformed:
-    """Fold candidate `name`; `statistics` are those of the untransformed model."""
+def transformed(
+    space: Workspace, name: str, statistics: Statistics, seed: int, loss: HeldOutLoss | None = None
+) -> Transformed:
+    """Fold candidate `name`.
+
+    Args:
+        space: computes with the untransformed weights, before and after.
+        name: of the candidate.
+        statistics: of the untransformed model.
+        seed: of every random choice.
+        loss: judges rotations that are learned ("spin").
+    """
     if space.dynamic is not None:
-        return _transformed_dynamic(space, name, statistics, seed)
+        return _transformed_dynamic(space, name, statistics, seed, loss)
     architecture, dimensions = space.architecture, space.dimensions
     transforms, weights = Transforms(), space.weights
     if name in ROTATED:
@@ -128,9 +143,19 @@ def transformed(space: Workspace, name: str, statistics: Statistics, seed: int) 
     return Transformed(name, transforms, weights, energies)
 
 
-def _transformed_dynamic(space: Workspace, name: str, statistics: Statistics, seed: int) -> Transformed:
+def _transformed_dynamic(
+    space: Workspace, name: str, statistics: Statistics, seed: int, loss: HeldOutLoss | None
+) -> Transformed:
     transforms = sandwich(space, name, statistics, seed)
-    candidate = refolded(space, name, transforms, {})
+    learned = ""
+    if name == SPIN:
+        assert loss is not None, "what is learned is judged"
+        transforms, result = learn_rotations(space, transforms, loss, RotationOptions(seed=seed))
+        learned = (
+            f"; learned rotations lose {result.after:.4f} nats on held-out tokens with float weights, "
+            f"{result.before:.4f} before {result.steps} steps"
+        )
+    candidate = replace(refolded(space, name, transforms, {}), learned=learned)
     energies = {path: seen.energy for path, seen in statistics.items()}
     if name != NONE:
         space.install(candidate.weights, candidate.online)

@@ -25,8 +25,7 @@ def compare_command(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Some of {', '.join(METHODS)}. Options of bdq export may follow one: bdq-learned+loss=rce. "
-            "No learned rotation (SpinQuant) is built.",
+            help=f"Some of {', '.join(METHODS)}. Options of bdq export may follow one: bdq-learned+loss=rce.",
             show_default=" ".join(DEFAULT),
         ),
     ] = None,
@@ -44,7 +43,8 @@ def compare_command(
         str, typer.Option(help="UTF-8 text file, or self: text sampled from the model.")
     ] = _DEFAULTS.calib,
     calib_samples: Annotated[
-        int | None, typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales are learned.")
+        int | None,
+        typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales or rotations are learned."),
     ] = None,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     threads: ThreadsOption = None,

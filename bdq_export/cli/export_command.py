@@ -36,7 +36,7 @@ def export_command(
         ),
     ] = _DEFAULTS.scheme,
     transform: Annotated[
-        str, typer.Option(help=f"{', '.join(TRANSFORMS)}; auto measures and keeps the best.")
+        str, typer.Option(help=f"{', '.join(TRANSFORMS)}; auto measures and keeps the best, spin learns rotations.")
     ] = _DEFAULTS.transform,
     weights: Annotated[str, typer.Option(help=f"{', '.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
     block_size: Annotated[
@@ -74,7 +74,8 @@ def export_command(
         str, typer.Option(help=f"{', '.join(LOSS_TARGETS)}: what the reverse losses compare with.")
     ] = _DEFAULTS.loss_target,
     calib_samples: Annotated[
-        int | None, typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales are learned.")
+        int | None,
+        typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales or rotations are learned."),
     ] = None,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,

@@ -132,7 +132,7 @@ def export_with(
     from bdq_export.checkpoint import open_checkpoint
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
-    from bdq_export.quantize.specs import check_cache, check_keep
+    from bdq_export.quantize.specs import check_cache, check_keep, check_rotation
     from bdq_export.quantize.target_bits import check_target
     from bdq_export.resume import NOWHERE, open_store
     from bdq_export.resume.fingerprint import fingerprint
@@ -150,6 +150,7 @@ def export_with(
         with progress.stage("read model"):
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
             check_cache(options, checkpoint.dimensions)
+            check_rotation(options, checkpoint.architecture)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)
             check_target(options, checkpoint.architecture, checkpoint.dimensions)
             need = check_resources(checkpoint, out, options)

@@ -2,7 +2,7 @@
 
     bdq-learned+loss=rce+loss_target=label      a method with options of `bdq export` changed
 
-Nothing is learned unless the method says so. A learned rotation (SpinQuant) is not among them: it is not built.
+Nothing is learned unless the method says so.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ _ALL = (
     Method("hadamard", "QuaRot: random Hadamard rotations, GPTQ, searched clips", "hadamard"),
     Method("hadamard-rtn", "the same, round to nearest", "hadamard", "rtn"),
     Method("hadamard-clip0.9", "QuaRot with one clip of activations for all sites", "hadamard", activation_clip=0.9),
+    Method("spin", "SpinQuant: the same with R1 and R2 learned by Cayley SGD before GPTQ", "spin"),
     Method("bdq-plain", "diagonals in closed form and no rotation at all", "bdq-plain"),
     Method("diag-none", "online rotations without the diagonals around them", "diag-none"),
     Method("diag-before", "one diagonal, in front of each online rotation", "diag-before"),
@@ -79,7 +80,7 @@ _ALL = (
     Method("bdq-learned", "bdq, then diagonals, scales and clips learned end to end", "bdq", effort="standard"),
 )
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
-DEFAULT = ("rtn", "gptq", "smooth", "hadamard", "diag", "bdq", "bdq-learned")
+DEFAULT = ("rtn", "gptq", "smooth", "hadamard", "spin", "diag", "bdq", "bdq-learned")
 
 
 def parse_method(text: str) -> Method:

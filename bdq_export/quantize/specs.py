@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Mapping
 
 from bdq_export.errors import UsageError
-from bdq_export.options import BDQ, WHOLE_ROW, ExportOptions, parse_keep
+from bdq_export.options import BDQ, SPIN, WHOLE_ROW, ExportOptions, parse_keep
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import Granularity, PerBlock, PerChannel, QuantSpec
@@ -30,6 +30,19 @@ def check_cache(options: ExportOptions, dimensions: Dimensions) -> None:
         raise UsageError(
             f"scheme {scheme} with a head size {dimensions.head_dim}: a quantized KV cache needs a multiple of 8; "
             "leave out kv"
+        )
+
+
+def check_rotation(options: ExportOptions, architecture: Architecture) -> None:
+    """Refuse to learn a rotation of the residual stream where the family cannot have one.
+
+    Raises:
+        UsageError: such a family.
+    """
+    if options.transform == SPIN and not architecture.residual_rotation:
+        raise UsageError(
+            f"transform spin learns a residual rotation, but {architecture.name}: its norms do not commute with a "
+            "residual rotation; use --transform hadamard or bdq"
         )
 
 

@@ -243,6 +243,7 @@ def test_a_rotation_must_pay_for_untying():
     assert names_to_try("auto", True, 4) == ("none", "bdq-online")
     assert names_to_try("bdq", True, 3) == ("bdq-online",)
     assert names_to_try("hadamard", rotates=False) == ("hadamard",)
+    assert names_to_try("spin", True, 4) == ("spin",)
     assert [names_to_try(name, True, 4) for name in ("bdq-plain", *PARTIAL)] == [
         (name,) for name in ("bdq-plain", *PARTIAL)
     ]

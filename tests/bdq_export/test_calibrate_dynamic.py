@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import torch
 from calibrations import calibrate_tiny
 
 from bdq_export.calibration.loss import HeldOutLoss
@@ -85,6 +88,24 @@ def test_the_parts_of_a_result_belong_together(family, tiny_model, run):
     assert right < 0.5 * loss_of(tiny, result, FakeQuantization(result.activations, {}, result.kv))
     wrong = {path: ActivationQuantization(8, 0.1) for path in result.activations}
     assert right < 0.5 * loss_of(tiny, result, FakeQuantization(wrong, result.online, result.kv))
+
+
+def test_learned_rotations_are_kept_where_they_lose_less_than_random_ones(tiny_model, run):
+    tiny = tiny_model("phi3")
+    options = {"scheme": "w16a4kv4", "effort": "fast"}
+    spin, random = (run(tiny, transform=name, **options) for name in ("spin", "hadamard"))
+    after, before = (float(each) for each in re.findall(r"(\d+\.\d{4})", spin.reason))
+    assert after <= before
+    residual, start = (each.transforms.residual_rotation for each in (spin, random))
+    assert residual is not None
+    assert residual.dtype == torch.float64
+    assert bool(torch.equal(residual, start)) == (after == before)
+    for layer, matrix in random.transforms.head_rotations.items():
+        assert torch.equal(spin.transforms.head_rotations[layer], matrix) == (after == before)
+    assert spin.online.keys() == random.online.keys()
+    again = run(tiny, transform="spin", **options)
+    assert torch.equal(again.transforms.residual_rotation, residual)
+    assert again.loss == spin.loss
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_model, run):

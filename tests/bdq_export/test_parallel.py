@@ -24,6 +24,7 @@ CASES = {
     "gptq": {"scheme": "w4a16", "transform": "none", "effort": "fast"},
     "transform and clips": {"scheme": "w4a8kv8", "transform": "bdq", "weights": "rtn", "ops": "bdq", "effort": "fast"},
     "learned": {"scheme": "w4a16", "transform": "none", "effort": "best"},
+    "rotations": {"scheme": "w4a8kv8", "transform": "spin", "weights": "rtn", "ops": "bdq", "effort": "fast"},
     "static": {"scheme": "w8a8", "transform": "none", "weights": "rtn", "ops": "qdq"},
 }
 

@@ -84,6 +84,10 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"scheme": "w4a16", "transform": "diag"},
         {"scheme": "w4a8", "transform": "diag-before"},
         {"scheme": "w4a16kv4", "transform": "diag-none"},
+        {"scheme": "w4a16", "transform": "spin"},
+        {"scheme": "w4a16kv4", "transform": "spin"},
+        {"scheme": "w4a8", "transform": "spin"},  # inside of MatMulNBits
+        {"scheme": "w8a8", "ops": "qdq", "transform": "spin"},
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, object]) -> None:
@@ -156,6 +160,10 @@ def test_keep_splits_at_the_last_equals_sign() -> None:
         ({"scheme": "w8a8", "ops": "qdq"}, False, 24),
         ({"scheme": "w16a4"}, False, 24),
         ({"scheme": "w4a4kv4", "calib_samples": 7}, True, 7),
+        ({"scheme": "w4a4kv4", "transform": "spin", "effort": "fast"}, False, 64),
+        ({"scheme": "w4a4kv4", "transform": "spin", "effort": "fast", "calib_samples": 7}, False, 7),
+        ({"scheme": "w4a4kv4", "transform": "spin", "effort": "best"}, True, 128),
+        ({"scheme": "w16a4", "transform": "spin"}, False, 64),
     ],
 )
 def test_what_is_learned_and_from_how_much_text(options: dict[str, object], learns: bool, samples: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from bdq_export import export
 from bdq_export.commands.inspect import inspect
+from bdq_export.errors import UsageError
 from bdq_runtime.library import LibraryError, library_path
 from bdq_runtime.model import LanguageModel
 from bdq_runtime.session import create_session
@@ -139,3 +140,19 @@ def test_a_custom_operator_needs_whole_heads(model_dir: Callable[..., Path], tmp
     source = model_dir("llama", hidden_size=36, num_attention_heads=9, head_dim=4)
     with pytest.raises(UsageError, match=r"head size 4: .* multiple of 8"):
         _export(source, tmp_path / "out", "w4a16kv4")
+
+
+def test_learned_rotations_are_exported(model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"transform": "spin", "weights": "gptq", "effort": "fast"}
+    out, metrics = _export(model_dir("llama", tie_word_embeddings=False), tmp_path / "out", "w8a8kv8 bdq", **options)
+    assert metrics["transform"] == "spin"
+    assert metrics["kl"] < 0.05
+    notes = " ".join(json.loads((out / "bdq_report.json").read_text())["notes"])
+    assert re.search(r"learned rotations lose [\d.]+ nats on held-out tokens with float weights, [\d.]+ before", notes)
+
+
+def test_learned_rotations_are_refused_where_norms_do_not_commute(
+    model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="its norms do not commute with a residual rotation; use --transform hadamard"):
+        export(model_dir("gemma3"), tmp_path / "out", scheme="w4a4kv4", transform="spin", dry_run=True)

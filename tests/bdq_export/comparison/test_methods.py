@@ -29,6 +29,15 @@ def test_the_fixed_base_has_gptq_and_clip() -> None:
     assert (base.transform, base.weights, base.activation_clip, base.effort) == ("hadamard", "gptq", 0.9, "fast")
 
 
+def test_the_learned_rotation_has_gptq_searched_clips_and_as_much_text_as_what_learns() -> None:
+    spin = METHODS["spin"].options("w4a4kv4", 0, SHARED)
+    assert (spin.transform, spin.weights, spin.activation_clip, spin.learns) == ("spin", "gptq", None, False)
+    assert spin.samples == METHODS["bdq-learned"].options("w4a4kv4", 0, SHARED).samples
+    assert "spin" in DEFAULT
+    with pytest.raises(UsageError, match="spin learns rotations by how activations are rounded"):
+        METHODS["spin"].options("w4a16", 0, SHARED)
+
+
 def test_options_follow_a_method() -> None:
     text = "bdq-learned+loss=rce+loss-delta=0.25+symmetric=true+target_bits=none+keep=*.v_proj=8+calib=some.txt"
     method = parse_method(text)
@@ -50,7 +59,7 @@ def test_options_follow_a_method() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("spin", "method 'spin' is unknown, expected one of rtn, gptq"),
+        ("spun", "method 'spun' is unknown, expected one of rtn, gptq"),
         ("", "is unknown"),
         ("bdq+loss", "OPTION=VALUE"),
         ("bdq+los=rce", "OPTION one of"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bdq_export.fake_quant import fake_quantize_rows, fake_quantize_tokens, online_hadamard
-from bdq_export.learning.straight_through import rotate, row_values, token_codes
+from bdq_export.fake_quant.rounding import straight_through
+from bdq_export.learning.straight_through import rotate, row_values, token_codes, token_values
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -16,6 +17,21 @@ def test_values_are_those_of_the_fake_quantizers(bits, clip):
     codes, steps = token_codes(x, torch.tensor(clip), bits, torch.bfloat16)
     assert torch.equal(codes.float() * steps, fake_quantize_tokens(x, bits, clip))
     assert torch.equal(row_values(x, torch.tensor(clip), bits), fake_quantize_rows(x, bits, clip))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("clip", [1.0, 0.6])
+def test_token_values_have_the_gradient_of_the_plain_formula(bits, clip):
+    generator = torch.Generator().manual_seed(bits)
+    x, weight = torch.randn(2, 7, 32, generator=generator)
+    gradients = []
+    for quantize in (token_values, lambda x, bits, clip: fake_quantize_tokens(x, bits, clip, straight_through)):
+        leaf = x.clone().requires_grad_()
+        values = quantize(leaf, bits, clip)
+        assert torch.equal(values.detach(), fake_quantize_tokens(x, bits, clip))
+        (values * weight).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_rotation_is_the_online_one():

@@ -14,6 +14,7 @@ from bdq_export.resume.record import from_bytes
 SCHEMES = {
     "learned": {"scheme": "w4a4kv4", "transform": "bdq"},
     "learned by block, too": {"scheme": "w4a4kv4", "transform": "bdq", "effort": "best"},
+    "rotations": {"scheme": "w4a4kv4", "transform": "spin", "effort": "fast"},
     "chosen": {"scheme": "w4a8kv8", "effort": "fast", "ops": "bdq"},
     "two runs of GPTQ, bits": {"scheme": "w4a16", "target_bits": 3.5, "effort": "fast", "transform": "auto"},
     "rounded, asymmetric": {"scheme": "w4a16", "weights": "rtn", "transform": "smooth", "symmetric": False},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bdq_export.learning.rotations import Rotations
 from bdq_export.transform import Transforms, fold, random_hadamard
 from bdq_models import supported
 from bdq_runtime.specs import OnlineTransform
@@ -37,6 +38,22 @@ def test_logits_unchanged(family, rotations, tiny_model, exact_logits, random_tr
     assert relative_error(exact_logits(tiny, new), expected) < TOLERANCE
     touched = {f"model.layers.1.{path}.weight" for path in tiny.architecture.linears}
     assert not any(torch.equal(new[name], tiny.weights[name]) for name in touched)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_biases", "qwen3", "phi3"])
+def test_rotations_of_many_cayley_steps_can_be_folded(family, tiny_model, exact_logits, relative_error):
+    tiny, generator = exact(tiny_model(family)), torch.Generator().manual_seed(3)
+    dimensions = tiny.dimensions
+    heads = {layer: random_hadamard(dimensions.head_dim, layer) for layer in range(dimensions.layers)}
+    rotations = Rotations(random_hadamard(dimensions.hidden_size, 9), heads)
+    for _ in range(50):
+        for copy in rotations:
+            copy.grad = torch.randn(copy.shape, generator=generator)
+        rotations.step(1.5)
+    residual, learned = rotations.exact()
+    assert not any(torch.allclose(learned[layer], matrix, atol=0.1) for layer, matrix in heads.items())
+    new = folded(tiny, Transforms(residual_rotation=residual, head_rotations=learned))
+    assert relative_error(exact_logits(tiny, new), exact_logits(tiny, tiny.weights)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ALL)
