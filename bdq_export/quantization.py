@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from bdq_export.errors import VerificationError
+from bdq_export.transform.kronecker import same_kronecker
 from bdq_runtime.packing import ODD, QuantizedWeight
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
@@ -71,5 +72,7 @@ def _by_node(values: Mapping[str, _Value], nodes: Nodes, equal: Callable[[_Value
 
 def _same_transform(one: OnlineTransform, other: OnlineTransform) -> bool:
     if one.hadamard_size != other.hadamard_size or (one.diagonal is None) != (other.diagonal is None):
+        return False
+    if not same_kronecker(one.kronecker, other.kronecker):
         return False
     return one.diagonal is None or other.diagonal is None or bool(np.array_equal(one.diagonal, other.diagonal))

@@ -77,11 +77,18 @@ def _roles(name: str, readers: dict[str, list[tuple[NodeProto, int]]], outputs: 
         if node.op_type in _THROUGH and index == 0 and depth:
             for output in node.output:
                 yield from _roles(output, readers, outputs, depth - 1)
+        elif is_online(node):
+            yield _BDQ_ROLES["diagonal"]
         elif node.op_type.endswith(_NORM_OPS) and index:
             yield "norms"
         elif role := _ROLES.get(node.op_type, {}).get(index):
             head = _LM_HEAD in node.name or bool(outputs & set(node.output))
             yield _LM_HEAD if role == "linears" and head else role
+
+
+def is_online(node: NodeProto) -> bool:
+    """Whether a product is part of a transform in front of a linear (`bdq_passes.annotations`), not a linear itself."""
+    return any(entry.key == "bdq.role" and entry.value == "online" for entry in node.metadata_props)
 
 
 def tensor_bytes(tensor: TensorProto) -> int:

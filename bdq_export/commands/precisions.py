@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bdq_export.commands.graph_roles import tensor_bytes
+from bdq_export.commands.graph_roles import is_online, tensor_bytes
 from bdq_runtime.opset import DOMAIN, OPERATORS
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def node_precisions(graph: GraphProto) -> Iterator[tuple[str, tuple[Any, ...]]]:
         elif node.op_type == "QLinearMatMul":
             integers = "8-bit integers, activation scales fixed at export"
             yield node.name, ("QLinearMatMul", 8, 0, True, "w8a8", integers)
-        elif node.op_type in _FLOAT_MATMULS and len(node.input) > 1:
+        elif node.op_type in _FLOAT_MATMULS and len(node.input) > 1 and not is_online(node):
             source = producers.get(node.input[1])
             if node.input[1] in weights:
                 yield node.name, _float(node, _element_bits(weights[node.input[1]]), producers.get(node.input[0]))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.fake_quant.rounding import Rounding, nearest, single
+from bdq_export.transform.kronecker import apply_kronecker
 from bdq_runtime.opset import MAX_HADAMARD
 from bdq_runtime.specs import OnlineTransform
 
@@ -56,7 +57,12 @@ def sylvester_product(values: Tensor, size: int) -> Tensor:
 
 
 def apply_online(x: Tensor, transform: OnlineTransform, rounding: Rounding = nearest) -> Tensor:
-    """`Hadamard(x) * diagonal`, what a linear does to its inputs `[..., K]` float32 before it quantizes them."""
+    """What a linear does to its inputs `[..., K]` float32 before it quantizes them.
+
+    `Hadamard(x) * diagonal`, or `x (left ⊗ right)` in float32: equal to the file's up to the order of summation.
+    """
+    if transform.kronecker is not None:
+        return apply_kronecker(x, transform.kronecker)
     rotated = online_hadamard(x, transform.hadamard_size, rounding)
     if transform.diagonal is None:
         return rotated

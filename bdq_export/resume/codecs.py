@@ -11,7 +11,7 @@ from torch import Tensor
 from bdq_export.resume.record import Record
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import PerBlock, PerChannel, QuantizedWeight, QuantSpec
-from bdq_runtime.specs import OnlineTransform
+from bdq_runtime.specs import Kronecker, OnlineTransform
 
 _DIAGONALS = ("diagonals", "diagonals_before")
 
@@ -61,6 +61,10 @@ def transforms_record(transforms: Transforms) -> Record:
     for (layer, edge), online in transforms.online.items():
         if online.diagonal is not None:
             tensors[f"online:{layer}:{edge}"] = torch.from_numpy(online.diagonal)
+        if online.kronecker is not None:
+            tensors[f"online_left:{layer}:{edge}"] = torch.from_numpy(online.kronecker.left)
+            if online.kronecker.right is not None:
+                tensors[f"online_right:{layer}:{edge}"] = torch.from_numpy(online.kronecker.right)
     return Record(values, tensors)
 
 
@@ -77,9 +81,15 @@ def transforms_from(record: Record) -> Transforms:
     online = {}
     for layer, edge, size in values["online"]:
         diagonal = tensors.get(f"online:{layer}:{edge}")
-        online[layer, edge] = OnlineTransform(size, None if diagonal is None else diagonal.numpy())
+        kronecker = _kronecker_from(tensors, layer, edge)
+        online[layer, edge] = OnlineTransform(size, None if diagonal is None else diagonal.numpy(), kronecker)
     heads = {layer: tensors[f"head_rotations:{layer}"] for layer in values["head_rotations"]}
     return Transforms(diagonals, before, tensors.get("residual_rotation"), heads, online)
+
+
+def _kronecker_from(tensors: Mapping[str, Tensor], layer: int, edge: str) -> Kronecker | None:
+    left, right = (tensors.get(f"online_{side}:{layer}:{edge}") for side in ("left", "right"))
+    return None if left is None else Kronecker(left.numpy(), None if right is None else right.numpy())
 
 
 def _spec_values(spec: QuantSpec) -> list[Any]:

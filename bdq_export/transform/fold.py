@@ -4,6 +4,7 @@
     residual rotation R1    E' = E R1    reader W' = W diag(γ) R1    writer W' = R1ᵀ W, b' = b R1    γ' = 1
     head transform R2       v: W' = R2ᵀ W, b' = b R2 in each KV head      o: W' = W R2⁻ᵀ in each query head
     online H, Λ             consumer W' = W H Λ⁻¹; the consumer computes (x H) Λ when it runs
+    online P = P1 ⊗ P2      consumer W' = W P⁻ᵀ; the consumer computes x P when it runs
 
 `W [N, K]` multiplies from the right, `y = x Wᵀ + b`. The order is diagonals before, rotations, diagonals after, online;
 all of it is computed in float64 and rounded once.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from bdq_export.transform.channels import expand
 from bdq_export.transform.hadamard import hadamard
+from bdq_export.transform.kronecker import unapply_kronecker
 from bdq_export.transform.transforms import Diagonals, Transforms, check_transforms
 from bdq_models import Architecture, Dimensions, Edge, Side
 from bdq_runtime.specs import OnlineTransform
@@ -144,6 +146,9 @@ def _fold_online(layer: _Layer, online: Mapping[tuple[int, str], OnlineTransform
         matrix = hadamard(transform.hadamard_size)
         for path in edge.consumers:
             weight = layer.weight(path)
+            if transform.kronecker is not None:
+                layer.set_weight(path, unapply_kronecker(weight, transform.kronecker))
+                continue
             rotated = (weight.reshape(weight.shape[0], -1, transform.hadamard_size) @ matrix).reshape(weight.shape)
             if transform.diagonal is not None:
                 rotated = rotated / torch.from_numpy(transform.diagonal).to(torch.float64)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from bdq_export.transform.kronecker import random_orthogonal
+
 
 def hadamard(size: int) -> Tensor:
     """The orthogonal Sylvester-Hadamard matrix, float64 `[size, size]`.
@@ -39,8 +41,6 @@ def random_hadamard(size: int, seed: int) -> Tensor:
     matrix = hadamard(power)
     odd = size // power
     if odd > 1:
-        gaussian = torch.randn(odd, odd, generator=generator, dtype=torch.float64)
-        orthogonal, upper = torch.linalg.qr(gaussian)
-        matrix = torch.kron((orthogonal * upper.diagonal().sign()).contiguous(), matrix)
+        matrix = torch.kron(random_orthogonal(odd, generator).contiguous(), matrix)
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
     return signs[:, None] * matrix

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from bdq_export.transform.channels import consumer_channels, is_tied
+from bdq_export.transform.kronecker import condition, factors_of
 from bdq_models import Architecture, Dimensions, Edge, Side
 from bdq_runtime.opset import MAX_HADAMARD
-from bdq_runtime.specs import OnlineTransform
+from bdq_runtime.specs import Kronecker, OnlineTransform
 
 ORTHOGONALITY = 1e-8
 """Largest entry of |RᵀR - I|: a float64 rotation passes, one rounded to float32 does not."""
 
 CONDITION = 1e4
-"""Largest condition number of a transform of value heads: folding it loses no more digits than float32 can spare."""
+"""Largest condition number of what is no rotation: folding it loses no more digits than float32 can spare."""
 
 Diagonals = Mapping[tuple[int, str], Tensor]
 
@@ -36,7 +37,8 @@ class Transforms:
             `[kv_heads, head_dim, head_dim]`: `v' = v R2` in each head. Both sides are folded, so any well-conditioned
             matrix will do, not rotations only.
         online: R and Λb that the consumers of (layer, edge name) apply to their inputs themselves, after all
-            that is folded: `x' = Hadamard(x) * diagonal`, `W' = W H diag⁻¹`. R4 is the one of `mlp_middle`.
+            that is folded: `x' = Hadamard(x) * diagonal`, `W' = W H diag⁻¹`. R4 is the one of `mlp_middle`. Or an
+            invertible `P = left ⊗ right`: `x' = x P`, `W' = W P⁻ᵀ`.
     """
 
     diagonals: Diagonals = field(default_factory=dict)
@@ -113,6 +115,8 @@ def _check_online(edge: Edge, dimensions: Dimensions, layer: int, online: Online
     channels, size = consumer_channels(edge, dimensions), online.hadamard_size
     if edge.consumer_side is not Side.INPUT:
         raise ValueError(f"{where}: its consumers are no inputs of a linear, so there is no online transform")
+    if online.kronecker is not None:
+        _check_kronecker(where, channels, online, online.kronecker)
     if not 1 <= size <= MAX_HADAMARD or size & (size - 1) or channels % size:
         raise ValueError(
             f"{where}: the Hadamard size is {size}, expected a power of two to {MAX_HADAMARD} that divides {channels}"
@@ -122,6 +126,22 @@ def _check_online(edge: Edge, dimensions: Dimensions, layer: int, online: Online
             raise ValueError(f"{where}: the online diagonal has shape {online.diagonal.shape}, expected ({channels},)")
         if not _is_usable(torch.from_numpy(online.diagonal)):
             raise ValueError(f"{where}: the online diagonal has entries that are 0 or not finite")
+
+
+def _check_kronecker(where: str, channels: int, online: OnlineTransform, kronecker: Kronecker) -> None:
+    if online.hadamard_size != 1 or online.diagonal is not None:
+        raise ValueError(f"{where}: a Kronecker product beside a Hadamard transform or a diagonal, expected it alone")
+    sizes = [1 if each is None else len(each) for each in (kronecker.left, kronecker.right)]
+    shapes = [None if each is None else each.shape for each in (kronecker.left, kronecker.right)]
+    square = all(shape is None or shape == (size, size) for shape, size in zip(shapes, sizes, strict=True))
+    whole = sizes[0] * sizes[1]
+    if not square or whole < 1 or channels % whole or (kronecker.right is not None and whole != channels):
+        raise ValueError(f"{where}: Kronecker factors {shapes}, expected square ones whose product has {channels} rows")
+    found = condition(factors_of(kronecker, torch.float64))
+    if not found <= CONDITION:
+        raise ValueError(
+            f"{where}: the Kronecker product has condition number {found:.1e}, expected {CONDITION:.0e} or less"
+        )
 
 
 def _is_usable(scale: Tensor) -> bool:

@@ -4,7 +4,8 @@
 | ---------------- | ------------------ | ------------------------------------------------------------------ |
 | `bdq.parts`      | a linear's MatMul  | logical module paths in column order, comma-separated              |
 | `bdq.tied`       | lm_head's MatMul   | the embedding initializer whose transpose is its weight            |
-| `bdq.role`       | MatMul, Gather     | `linear` or `embedding`: set by annotate-linears                   |
+| `bdq.role`       | MatMul, Gather     | `linear` or `embedding`: set by annotate-linears; `online`: a      |
+|                  |                    | product in front of a linear, set by insert-online-transforms      |
 | `bdq.linears`    | the graph          | how many nodes carry the role `linear`                             |
 | `bdq.bits`       | linear, embedding  | bits of its codes; absent while float                              |
 | `bdq.block_size` | linear, embedding  | columns that share a scale, or `channel`                           |
@@ -42,6 +43,7 @@ EXECUTED = "bdq.executed"
 
 LINEAR = "linear"
 EMBEDDING = "embedding"
+ONLINE = "online"
 _CHANNEL = "channel"
 
 
@@ -72,12 +74,12 @@ def clear_tied(node: ir.Node) -> None:
 
 
 def role(node: ir.Node) -> str | None:
-    """`linear`, `embedding` or None."""
+    """`linear`, `embedding`, `online` or None."""
     return node.metadata_props.get(ROLE)
 
 
 def set_role(node: ir.Node, value: str) -> None:
-    """Mark a node as `linear` or `embedding`."""
+    """Mark a node as `linear`, `embedding` or `online`."""
     node.metadata_props[ROLE] = value
 
 

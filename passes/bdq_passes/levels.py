@@ -47,7 +47,7 @@ def verify(model: ir.Model, level: Level) -> None:
     if level is not Level.FLOAT:
         _verify_count(model)
     for node in model.graph:
-        if note.role(node) is None:
+        if note.role(node) not in (note.LINEAR, note.EMBEDDING):
             continue
         if level is Level.ANNOTATED:
             _verify_float_weight(node)

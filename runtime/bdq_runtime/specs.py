@@ -22,16 +22,31 @@ class ActivationQuantization:
 
 
 @dataclass(frozen=True, eq=False)
-class OnlineTransform:
-    """What a linear applies to its inputs before it quantizes them: `Hadamard(x) * diagonal`.
+class Kronecker:
+    """An invertible matrix `left ⊗ right` of K = n1 n2 channels: `x (left ⊗ right)` is `leftᵀ X right` of X `[n1, n2]`.
 
     Attributes:
-        hadamard_size: a power of two that divides K.
+        left: float32 `[n1, n1]`.
+        right: float32 `[n2, n2]`; None is the identity.
+    """
+
+    left: npt.NDArray[Any]
+    right: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineTransform:
+    """What a linear applies to its inputs before it quantizes them: `Hadamard(x) * diagonal`, or `x (left ⊗ right)`.
+
+    Attributes:
+        hadamard_size: a power of two that divides K; 1 is none.
         diagonal: float32 `[K]`; None is 1.
+        kronecker: in the place of the other two.
     """
 
     hadamard_size: int
     diagonal: npt.NDArray[Any] | None = None
+    kronecker: Kronecker | None = None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,22 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 from bdq_export.builders import build_float_graph
 from bdq_export.errors import VerificationError
+from bdq_export.fake_quant import FakeQuantization, fake_quantized
+from bdq_export.float_model import load_float_model
 from bdq_export.options import ExportOptions
 from bdq_export.pipeline import quantize_graph
 from bdq_export.quantization import Quantization
 from bdq_export.quantize.rtn import rtn
+from bdq_export.quantize.sequential import set_quantized
 from bdq_export.quantize.specs import end_specs, linear_specs
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
+from bdq_export.transform.channels import consumer_channels
+from bdq_export.transform.kronecker import factor_sizes, random_kronecker
+from bdq_models import Side
 from bdq_runtime.library import LibraryError, library_path
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
@@ -206,3 +213,33 @@ def test_what_has_no_node_is_an_error(float_graph: Any) -> None:
     decided = replace(decided, online={**decided.online, "model.layers.9.mlp.down_proj": OnlineTransform(32)})
     with pytest.raises(VerificationError, match=r"the first is model\.layers\.9"):
         quantize_graph(model, tiny.architecture, tiny.dimensions, decided, options)
+
+
+@pytest.mark.parametrize("family", ["llama_biases", "phi3", "gemma3"])
+@pytest.mark.parametrize("online", ["hadamard", "kronecker"])
+def test_the_graph_computes_what_the_fake_quantized_model_does(float_graph: Any, family: str, online: str) -> None:
+    """Up to values between two levels, which other orders of summation may round to the other one."""
+    tiny, model = float_graph(family)
+    options = ExportOptions(scheme="w8a8kv8", ops="bdq")
+    decided = _decided(tiny, options)
+    generator = torch.Generator().manual_seed(3)
+    transforms = {}
+    for layer in range(tiny.dimensions.layers):
+        for edge in tiny.architecture.edges:
+            if edge.consumer_side is Side.INPUT:
+                channels = consumer_channels(edge, tiny.dimensions)
+                left, right = factor_sizes(channels)
+                found = random_kronecker(left, None if edge.name == "value" else right, generator)
+                if online == "hadamard":
+                    found = OnlineTransform(channels & -channels)
+                paths = [tiny.architecture.layer_path(layer, path) for path in edge.consumers]
+                transforms.update(dict.fromkeys(paths, found))
+    decided = replace(decided, online=transforms)
+    torch_model = load_float_model(tiny, tiny.weights)
+    set_quantized(torch_model, tiny.architecture, decided.weights)
+    quantization = FakeQuantization(decided.activations, decided.online, decided.kv)
+    with torch.no_grad(), fake_quantized(torch_model, tiny.architecture, tiny.dimensions, quantization):
+        expected = torch_model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    quantize_graph(model, tiny.architecture, tiny.dimensions, decided, options)
+    found = _logits(_session(model), 0)
+    assert np.abs(found - expected).max() < 0.02 * expected.std()

@@ -12,7 +12,7 @@ from bdq_passes import InsertOnlineTransformsPass
 from bdq_passes import annotations as note
 from bdq_passes.functions import attach_functions
 from bdq_runtime.reference import hadamard
-from bdq_runtime.specs import OnlineTransform
+from bdq_runtime.specs import Kronecker, OnlineTransform
 
 DIAGONAL = np.linspace(0.5, 2, 48).astype(np.float32)
 
@@ -56,12 +56,57 @@ def test_linears_of_one_input_share_the_transform(mlp_quantized: Any) -> None:
     assert len(inputs) == 1
 
 
+def _kronecker(right: bool) -> Kronecker:
+    rng = np.random.default_rng(4)
+    second = rng.normal(size=(8, 8)).astype(np.float32) if right else None
+    return Kronecker(rng.normal(size=(6, 6)).astype(np.float32), second)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_kronecker_product_is_that_of_numpy(
+    quantized: Any, run: Any, ids: Any, relative_error: Any, right: bool
+) -> None:
+    """`x (left ⊗ right)` by stock operators in front of weights that expect it, and nothing of the bdq domain."""
+    expected = run(quantized(kept=True).model, {"input_ids": ids})
+    kronecker = _kronecker(right)
+    whole = np.kron(kronecker.left.astype(np.float64), np.eye(8) if kronecker.right is None else kronecker.right)
+    model: ir.Model = quantized(kept=True).model
+    for node in note.with_role(model, note.LINEAR):
+        if node.name in ("ab", "lm_head"):
+            value = node.inputs[1]
+            assert value is not None
+            assert value.const_value is not None
+            weight = np.linalg.inv(whole) @ value.const_value.numpy()
+            value.const_value = ir.Tensor(weight.astype(np.float32), name=value.name)
+    transform = OnlineTransform(1, kronecker=kronecker)
+    linears = len(list(note.with_role(model, note.LINEAR)))
+    InsertOnlineTransformsPass({"ab": transform, "lm_head": transform})(model)
+    assert relative_error(run(model, {"input_ids": ids}), expected) < 1e-4
+    assert len(list(note.with_role(model, note.LINEAR))) == linears
+    assert len(list(note.with_role(model, note.ONLINE))) == (4 if right else 2)
+    assert {node.domain for node in model.graph} == {""}
+
+
+def test_linears_of_one_input_share_the_kronecker_product(mlp_quantized: Any) -> None:
+    model = mlp_quantized(merged=False)
+    one, same = (OnlineTransform(1, kronecker=_kronecker(True)) for _ in range(2))
+    InsertOnlineTransformsPass({"mlp.gate": one, "mlp.up": same})(model)
+    assert len(list(note.with_role(model, note.ONLINE))) == 2
+    inputs = {node.inputs[0] for node in model.graph if node.name in ("mlp.gate", "mlp.up")}
+    assert len(inputs) == 1
+    other = mlp_quantized(merged=False)
+    InsertOnlineTransformsPass({"mlp.gate": one, "mlp.up": OnlineTransform(1, kronecker=_kronecker(False))})(other)
+    assert len(list(note.with_role(other, note.ONLINE))) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "transform", "message"),
     [
         ("ab", OnlineTransform(24), "of size 24 for 48 inputs"),
         ("ab", OnlineTransform(32), "of size 32 for 48 inputs"),
         ("ab", OnlineTransform(16, np.ones(40, np.float32)), r"a diagonal \(40,\), expected \(48,\)"),
+        ("ab", OnlineTransform(1, kronecker=Kronecker(np.eye(5))), r"factors \(\(5, 5\), None\) for 48 inputs"),
+        ("ab", OnlineTransform(1, kronecker=Kronecker(np.eye(6), np.eye(6))), "for 48 inputs"),
         ("nobody", OnlineTransform(16), "1 online transforms have no linear, the first is of nobody"),
     ],
 )

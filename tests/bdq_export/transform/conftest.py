@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ def _online(transform: OnlineTransform) -> Callable[[Any, Any], Tensor]:
 
     def hook(_module: Any, inputs: tuple[Tensor]) -> Tensor:
         x = inputs[0]
+        if transform.kronecker is not None:
+            left, right = transform.kronecker.left, transform.kronecker.right
+            whole = np.kron(left.astype(np.float64), np.eye(x.shape[-1] // len(left)) if right is None else right)
+            return x @ torch.from_numpy(whole).double()
         rotated = (x.reshape(*x.shape[:-1], -1, transform.hadamard_size) @ matrix).reshape(x.shape)
         return rotated if transform.diagonal is None else rotated * torch.from_numpy(transform.diagonal).double()
 
