@@ -40,8 +40,8 @@ from bdq_export.calibration.site_flatness import activation_flatness, weight_fla
 from bdq_export.calibration.uncalibrated import uncalibrated
 from bdq_export.calibration.workspace import Workspace, round_ends
 from bdq_export.fake_quant import attach
-from bdq_export.learning.block_stage import BlockOptions
-from bdq_export.options import BDQ, ExportOptions
+from bdq_export.learning.block_stage import BlockOptions, flatquant_options
+from bdq_export.options import BDQ, KRONECKER, ExportOptions
 from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import GptqOptions
@@ -304,6 +304,8 @@ class _Calibration:
         if self.options.weights == "gptq":
             few = replace(space, tokens=space.tokens[: parallel.share(_GPTQ_SEQUENCES)])
             blocks = self._learned_blocks(few, candidate)
+            if tuning is not None and blocks is not None:
+                tuning = replace(tuning, learned=blocks.found)
             parts = {"clips": tuning, "learned": blocks}
             done = quantize_blocks(
                 few.runner(),
@@ -319,6 +321,7 @@ class _Calibration:
                 odd_grids=space.odd_grids,
                 stage_name=stage,
                 before_block=None if blocks is None else blocks.learn,
+                grids=None if blocks is None else blocks.found.grids,
                 journal=BlockJournal(
                     self.store, stage, {name: part for name, part in parts.items() if part is not None}
                 ),
@@ -336,7 +339,9 @@ class _Calibration:
         return _Quantized(candidate, quantized, space.measure(self.loss))
 
     def _learned_blocks(self, space: Workspace, candidate: Transformed) -> LearnedBlocks | None:
-        """The block-wise stage, where the effort is the best and nothing is folded that blocks share."""
+        """The block-wise stage: FlatQuant's, or ours where the effort is best and no rotation is shared by blocks."""
+        if candidate.name == KRONECKER:
+            return LearnedBlocks(self.space, candidate, flatquant_options(self.options.seed), float_inputs=True)
         learns = self.options.learns and self.options.effort == "best" and space.rotates_online
         if not learns or candidate.transforms.residual_rotation is not None:
             return None

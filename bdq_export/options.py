@@ -13,7 +13,9 @@ PARTIAL = ("diag", "diag-before", "diag-none")
 """Transforms that leave out diagonals beside the online rotations of "bdq"."""
 SPIN = "spin"
 """The transform whose rotations are learned."""
-TRANSFORMS = ("auto", "none", "smooth", "hadamard", SPIN, "bdq", "bdq-plain", *PARTIAL)
+KRONECKER = "kronecker"
+"""FlatQuant's learned transforms, to compare with."""
+TRANSFORMS = ("auto", "none", "smooth", "hadamard", SPIN, KRONECKER, "bdq", "bdq-plain", *PARTIAL)
 WEIGHTS = ("gptq", "rtn")
 AUTO = "auto"
 MATMULNBITS = "matmulnbits"
@@ -41,8 +43,9 @@ class ExportOptions:
     Attributes:
         scheme: bits, for example "w4a16" (see `QuantScheme`).
         transform: which transforms are tried; "auto" measures them and keeps the best. "bdq-plain" (no rotation) and
-            the `PARTIAL` ones are parts of "bdq", to compare with; "spin" is "hadamard" with learned rotations. "auto"
-            does not try any of these.
+            the `PARTIAL` ones are parts of "bdq", to compare with; "spin" is "hadamard" with learned rotations and
+            "kronecker" is FlatQuant, whose transforms are learned block by block whatever the effort. "auto" does not try
+            any of these.
         weights: "gptq" or "rtn" (round to nearest).
         block_size: columns that share a weight scale; 0 is one scale for each output channel, None a default for the
             scheme (see `scale_block`).
@@ -119,6 +122,8 @@ class ExportOptions:
         for pattern in self.keep:
             parse_keep(pattern)
         _check_scheme(scheme, self)
+        if self.transform == KRONECKER:
+            _check_kronecker(scheme, self)
         if self.activation_clip is not None:
             _check_clip(scheme, self)
         _check_learning(self)
@@ -164,8 +169,8 @@ class ExportOptions:
     @property
     def samples(self) -> int:
         """Calibration sequences: what was asked for, else what suits the effort."""
-        if self.transform == SPIN and not self.learns:
-            return self.calib_samples or _SAMPLES["standard"]
+        if self.transform in (SPIN, KRONECKER) and not self.learns:
+            return self.calib_samples or _SAMPLES["standard"]  # these learn at every effort
         return self.calib_samples or _SAMPLES[self.effort if self.learns else "fast"]
 
     @property
@@ -266,6 +271,21 @@ def _check_target(scheme: QuantScheme, options: ExportOptions) -> None:
         raise UsageError(f"--target-bits chooses bits of quantized weights, but scheme {scheme} leaves them float")
     if options.is_static:
         raise UsageError(f"--target-bits: static --ops {options.ops} has weights of 8 bits only; use --ops auto or bdq")
+
+
+def _check_kronecker(scheme: QuantScheme, options: ExportOptions) -> None:
+    if not options.is_per_token:
+        raise UsageError(
+            f"transform {KRONECKER} multiplies activations that have a scale for each token, but {scheme} by "
+            f"{options.linear_ops} has none; use bdq, or a scheme such as w4a4kv4"
+        )
+    if options.weights != "gptq":
+        raise UsageError(
+            f"transform {KRONECKER} is learned block by block before GPTQ rounds, but --weights is {options.weights}; "
+            "leave it out"
+        )
+    if options.activation_clip is not None:
+        raise UsageError(f"--activation-clip fixes what transform {KRONECKER} learns; leave one of them out")
 
 
 def _check_clip(scheme: QuantScheme, options: ExportOptions) -> None:

@@ -14,6 +14,7 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + 32 * 128 * vocab             and logits there, 128 rows eight times over,
              + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient;
                                             these two, and lm_head in bfloat16, where rotations are
+             + 4 * tokens * hidden + that    float inputs of a block, where --transform kronecker alone is learned
              + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + 8 * length * vocab           logits of one sequence
 
@@ -32,7 +33,7 @@ from pathlib import Path
 from bdq_export import parallel
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
-from bdq_export.options import SPIN, ExportOptions
+from bdq_export.options import KRONECKER, SPIN, ExportOptions
 from bdq_export.quantize.target_bits import GRADIENT_TOKENS
 from bdq_export.scheme import QuantScheme
 from bdq_models import Dimensions
@@ -73,13 +74,17 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         memory += 12 * options.samples * options.calib_seq_len * dimensions.hidden_size
     if options.weights == "gptq":
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
+    gradient = 4 * 2 * options.calib_seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
+    if options.transform == KRONECKER:
+        memory += 4 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        memory += 0 if options.learns else gradient
     if options.learns:
         memory += 2 * parameters + 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
     elif options.transform == SPIN:
         memory += 2 * embedding
     if options.learns or options.transform == SPIN:
         memory += 8 * 4 * 128 * dimensions.vocab_size
-        memory += 4 * 2 * options.calib_seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
+        memory += gradient
     if options.target_bits is not None:
         memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
     packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding

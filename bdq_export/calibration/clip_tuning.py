@@ -12,6 +12,7 @@ from bdq_export import parallel
 from bdq_export.calibration.activation_clips import row_energies, search_clip
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.dynamic import MutableQuantization
+from bdq_export.calibration.learned_clips import LearnedClips
 from bdq_export.calibration.sites import Site
 from bdq_export.resume.record import Record
 from bdq_export.transform import flatness
@@ -33,6 +34,7 @@ class ClipTuning:
         activation_bits: None leaves activations float.
         kv: bits of the cache, and whether heads are rotated; None leaves it float.
         activation_clip: of every site, and the cache is not clipped; None searches both.
+        learned: clips that are not searched because a learned stage found them.
         flatness: module of each site that was prepared -> flatness of its inputs before they are quantized.
     """
 
@@ -41,6 +43,7 @@ class ClipTuning:
     activation_bits: int | None
     kv: KVQuantization | None
     activation_clip: float | None = None
+    learned: LearnedClips = field(default_factory=LearnedClips)
     flatness: dict[str, float] = field(default_factory=dict)
 
     def prepare(self, runner: BlockRunner, site: Site, hidden: Tensor, weights: Mapping[str, Tensor]) -> None:
@@ -59,7 +62,9 @@ class ClipTuning:
         if self.activation_bits is not None:
             inputs = _inputs(runner, site, few)
             self.flatness[site.module] = flatness(inputs[:_FLATNESS_TOKENS]) if bool(inputs.any()) else 0.0
-            if self.activation_clip is None:
+            if site.paths[0] in self.learned.activations:
+                found = self.learned.activations[site.paths[0]]
+            elif self.activation_clip is None:
                 found = search_clip(inputs, weight, self.activation_bits)
             else:
                 found = ActivationQuantization(self.activation_bits, self.activation_clip)
@@ -97,6 +102,8 @@ class ClipTuning:
     def _tuned_cache(
         self, spec: KVQuantization, runner: BlockRunner, site: Site, hidden: Tensor, weight: Tensor
     ) -> KVQuantization:
+        if site.layer in self.learned.kv:
+            return self.learned.kv[site.layer]
         if self.activation_clip is not None:
             return spec
         self.quantization.kv.pop(site.layer, None)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.learned_clips import LearnedClips
 from bdq_export.calibration.selection import Transformed
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.float_model import load_float_model, replace_weights
@@ -38,19 +39,24 @@ class LearnedBlocks:
         space: of the calibration; computes with `candidate` and quantizes nothing of the block yet.
         candidate: transforms and folded weights; replaced by better ones block by block.
         options: of the stage.
+        float_inputs: learn from the float model's inputs of a block, as FlatQuant does, not from those that the
+            quantized blocks before it give; and keep the clips and grids that were learned (`found`).
         results: of the blocks so far.
+        found: what was learned beside the transforms of the last block, where `float_inputs` says so.
     """
 
     space: Workspace
     candidate: Transformed
     options: BlockOptions
+    float_inputs: bool = False
     results: list[BlockResult] = field(default_factory=list)
+    found: LearnedClips = field(default_factory=LearnedClips)
 
     def __post_init__(self) -> None:
         space = self.space
         twin = load_float_model(space.description, space.weights)
         self._floats = BlockRunner(twin, space.architecture.layers, space.tokens)
-        self._expected = self._floats.embedded()
+        self._given = self._expected = self._floats.embedded()
         self._next = 0
         self._folded: set[int] = set()
         self.weights = dict(self.candidate.weights)
@@ -87,7 +93,8 @@ class LearnedBlocks:
         # Its own hooks quantize: the model's must not, and they come back with the sites of this block.
         online = dict(space.quantization.online)
         space.quantization.online.clear()
-        result = learn_block(runner, student, hidden, self._expected, self.options)
+        given = self._given if self.float_inputs else hidden
+        result = learn_block(runner, student, given, self._expected, self.options)
         space.quantization.online.update(online)
         self.results.append(result)
         logger.info("block %d: held-out error %.4f, %.4f before", layer, result.after, result.before)
@@ -96,6 +103,8 @@ class LearnedBlocks:
                 layer,
                 learned_transforms(space.architecture, space.dimensions, layer, candidate.transforms, parameters),
             )
+            if self.float_inputs:
+                self.found.keep(student, self.weights)
 
     def state_of(self, layer: int) -> Record:
         """What was learned of a block, for `resume.BlockJournal`."""
@@ -118,14 +127,17 @@ class LearnedBlocks:
                     diagonals={**now.diagonals, **transforms.diagonals},
                     diagonals_before={**now.diagonals_before, **transforms.diagonals_before},
                     online={**now.online, **transforms.online},
+                    head_rotations={**now.head_rotations, **transforms.head_rotations},
                 ),
             )
 
     def _advance(self, layer: int) -> None:
         """Run the float block; after a record that could not be restored, what it left is forgotten."""
         del self.results[layer:]
+        self.found.forget()
         if layer == self._next:
-            self._expected = self._floats.run(layer, self._expected)
+            self._given = self._expected
+            self._expected = self._floats.run(layer, self._given)
             self._next += 1
 
     def _spec_of(self, path: str) -> QuantSpec | None:

@@ -15,7 +15,12 @@ To tell what each part is worth, some that nothing else tries:
     diag-before    bdq-online without Λb behind them, nor Λb of v → o
     diag-none      bdq-online without all of these
 
-The last three keep the factors of keys and queries, and aligned heads.
+and a rival:
+
+    kronecker      FlatQuant: P = P1 ⊗ P2 online at every site and Λa in front of it where a norm or up_proj makes it;
+                   random orthogonal here, learned block by block later (see `calibration.kronecker`)
+
+The last three of BDQ's keep the factors of keys and queries, and aligned heads.
 
 R2 is folded, and aligned (see `head_alignment`) where there are diagonals; R4, in front of down_proj, runs online.
 R1 costs nothing when the model runs, but leaves no place for a Λa at the inputs that norms make: after it, channels are
@@ -45,9 +50,10 @@ from bdq_export.calibration.candidates import (
 )
 from bdq_export.calibration.head_alignment import aligned_heads
 from bdq_export.calibration.head_energies import head_energies, key_query_diagonals
+from bdq_export.calibration.kronecker import kronecker_start
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import largest_size
-from bdq_export.options import PARTIAL
+from bdq_export.options import KRONECKER, PARTIAL
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_export.transform.channels import consumer_channels
 from bdq_export.transform.transforms import Diagonals
@@ -74,13 +80,15 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     architecture, dimensions = space.architecture, space.dimensions
     if name == "smooth":
         return Transforms(smooth_diagonals(architecture, dimensions, space.weights, statistics))
-    if name not in ("bdq", ONLINE, PLAIN, *ROTATED, *PARTIAL):
+    if name not in ("bdq", ONLINE, PLAIN, KRONECKER, *ROTATED, *PARTIAL):
         return Transforms()
     keys: Diagonals = {}
     if name not in BARE:
         keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
     if name in ("bdq", PLAIN):
         return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})
+    if name == KRONECKER:
+        return replace(kronecker_start(architecture, dimensions, space.weights, statistics, seed), diagonals=keys)
     residual = architecture.residual_rotation and name in ROTATED
     rotated = _rotated(architecture, dimensions, seed, residual, space.rotates_online)
     if name in BARE or not space.rotates_online:

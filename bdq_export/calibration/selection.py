@@ -21,7 +21,7 @@ from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.learning.rotation_stage import RotationOptions
-from bdq_export.options import PARTIAL, SPIN
+from bdq_export.options import KRONECKER, PARTIAL, SPIN
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_runtime.specs import OnlineTransform
 
@@ -39,6 +39,7 @@ _TRIED = {
     "bdq": ("bdq", ONLINE, "bdq-rotated"),
     "auto": ("none", "smooth", "bdq", ONLINE, "bdq-rotated"),
     PLAIN: (PLAIN,),
+    KRONECKER: (KRONECKER,),
     **{name: (name,) for name in PARTIAL},
 }
 

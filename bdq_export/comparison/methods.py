@@ -70,6 +70,7 @@ _ALL = (
     Method("hadamard-rtn", "the same, round to nearest", "hadamard", "rtn"),
     Method("hadamard-clip0.9", "QuaRot with one clip of activations for all sites", "hadamard", activation_clip=0.9),
     Method("spin", "SpinQuant: the same with R1 and R2 learned by Cayley SGD before GPTQ", "spin"),
+    Method("flatquant", "FlatQuant: Kronecker transforms and clips learned block by block, GPTQ", "kronecker"),
     Method("bdq-plain", "diagonals in closed form and no rotation at all", "bdq-plain"),
     Method("diag-none", "online rotations without the diagonals around them", "diag-none"),
     Method("diag-before", "one diagonal, in front of each online rotation", "diag-before"),

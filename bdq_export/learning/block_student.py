@@ -18,8 +18,10 @@ from bdq_export.learning.block_parameters import BlockParameters, factors, is_in
 from bdq_export.learning.parameters import modules_of
 from bdq_export.learning.straight_through import rotate, row_values, token_codes
 from bdq_export.learning.weight_rounding import RowGrids
+from bdq_export.quantize.grid import Grid
 from bdq_export.quantize.specs import SpecOf
 from bdq_export.transform import Transforms
+from bdq_export.transform.kronecker import factors_of, inverse_factors, kronecker_product
 from bdq_models import Architecture, Dimensions, Edge
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
 
@@ -72,6 +74,7 @@ class BlockStudent:
                 self._grids[path] = RowGrids.searched(weight, spec)
             self._base[path] = self._unrotated(path, weight)
         self._values: dict[str, Tensor] = {}
+        self._inverse: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._last: tuple[Tensor, str, tuple[Tensor, Tensor | None]] | None = None
 
     @contextmanager
@@ -96,11 +99,12 @@ class BlockStudent:
 
     def refresh(self) -> None:
         """Make the rounded weights of the present parameters."""
+        self._inverse = {name: inverse_factors(*self.parameters.kronecker(name)) for name in self.parameters.factors}
         self._values = {path: self._rounded(path) for path in self.architecture.linears}
         self._last = None
 
     def _forget(self) -> None:
-        self._values, self._last = {}, None
+        self._values, self._inverse, self._last = {}, {}, None
 
     def value(self, path: str) -> Tensor:
         """The rounded weight of the linear `path` (relative to the block), in the dtype of products."""
@@ -127,13 +131,15 @@ class BlockStudent:
 
     def _operand(self, path: str, first: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
         online = self._online.get(path)
-        if online is not None:
+        if online is not None and online.kronecker is not None:
+            x = kronecker_product(x, *self.parameters.kronecker(self._edge(path).name))
+        elif online is not None:
             x = rotate(x, online.hadamard_size)
             if online.diagonal is not None:
                 x = x * self._diagonal(path, online)
         if self.activation is None:
             return x.to(product_dtype()), None
-        return token_codes(x, self.parameters.clips[first], self.activation.bits, product_dtype())
+        return token_codes(x, self.parameters.clip(first), self.activation.bits, product_dtype())
 
     def _first(self, path: str) -> str:
         absolute = self.architecture.layer_path(self.layer, path)
@@ -141,13 +147,20 @@ class BlockStudent:
         return next(site.paths[0] for site in sites if absolute in site.paths)
 
     def _diagonal(self, path: str, online: OnlineTransform) -> Tensor:
+        return torch.from_numpy(online.diagonal) * self.parameters.after[self._edge(path).name].exp()
+
+    def _edge(self, path: str) -> Edge:
+        """The edge that ends at the inputs of the linear `path`."""
         (edge,) = (edge for edge in self.architecture.edges if is_input(edge) and path in edge.consumers)
-        return torch.from_numpy(online.diagonal) * self.parameters.after[edge.name].exp()
+        return edge
 
     def _unrotated(self, path: str, weight: Tensor) -> Tensor:
         online = self._online.get(path)
         if online is None:
             return weight
+        if online.kronecker is not None:
+            left, right = factors_of(online.kronecker, weight.dtype)
+            return kronecker_product(weight, left.T, None if right is None else right.T)
         if online.diagonal is not None:
             weight = weight * torch.from_numpy(online.diagonal)
         return rotate(weight, online.hadamard_size)  # H is its own inverse
@@ -162,8 +175,11 @@ class BlockStudent:
         for edge, _, inverse in self._factors():
             if is_input(edge) and path in edge.consumers:
                 weight = weight * inverse
+        weight = self._with_heads(path, weight)
         online = self._online.get(path)
-        if online is not None:
+        if online is not None and online.kronecker is not None:
+            weight = kronecker_product(weight, *self._inverse[self._edge(path).name])
+        elif online is not None:
             weight = rotate(weight, online.hadamard_size)
             if online.diagonal is not None:
                 weight = weight / self._diagonal(path, online)
@@ -172,6 +188,29 @@ class BlockStudent:
             # Factors of rows go through their scales: the codes do not change, so they are applied to the outputs.
             weight = grids.round(weight, self.parameters.rows[path])
         return weight.to(product_dtype())
+
+    def _with_heads(self, path: str, weight: Tensor) -> Tensor:
+        """`weight` of v or o with what is learned of the transform of value heads; others as they are."""
+        heads, edge = self.parameters.heads, self.architecture.edge("value")
+        if heads is not None and path in edge.producers:
+            return _times_heads(weight, heads)
+        if heads is not None and path in edge.consumers:
+            columns: Tensor = weight.reshape(-1, len(heads)) @ torch.linalg.inv(heads).T
+            return columns.reshape(weight.shape)
+        return weight
+
+    def bias(self, paths: list[str], bias: Tensor) -> Tensor:
+        """The bias of a module that computes the linears `paths`."""
+        heads, values = self.parameters.heads, self.architecture.edge("value").producers
+        if heads is None or not any(path in values for path in paths):
+            return bias
+        parts = zip(paths, torch.split(bias, [self.dimensions.output_size(path) for path in paths]), strict=True)
+        return torch.cat([_times_heads(part, heads) if path in values else part for path, part in parts])
+
+    def grid(self, path: str, weight: Tensor) -> Grid | None:
+        """The learned grid of the linear `path`, for its folded `weight` `[N, K]`; None where it stays float."""
+        grids = self._grids.get(path)
+        return None if grids is None else grids.grid(weight, self.parameters.rows[path])
 
     def _norm_hook(self, norm: str) -> Any:
         def hook(_module: Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -185,8 +224,15 @@ class BlockStudent:
             return query, key, value
         if self.cache.hadamard:
             query, key = rotate(query, query.shape[-1]), rotate(key, key.shape[-1])
-        key = row_values(key, self.parameters.cache[0], self.cache.key_bits)
-        return query, key, row_values(value, self.parameters.cache[1], self.cache.value_bits)
+        key_clip, value_clip = self.parameters.cache_clips()
+        key = row_values(key, key_clip, self.cache.key_bits)
+        return query, key, row_values(value, value_clip, self.cache.value_bits)
+
+
+def _times_heads(rows: Tensor, heads: Tensor) -> Tensor:
+    """Outputs of v times `heads` in each head: of its weight `[kv_heads * head_dim, K]` or its bias, `[..]` alike."""
+    parts = rows.reshape(-1, len(heads), rows[0].numel())
+    return (parts.transpose(1, 2) @ heads).transpose(1, 2).reshape(rows.shape)
 
 
 class _BlockLinear:
@@ -202,7 +248,7 @@ class _BlockLinear:
         if steps is not None:
             y = y * steps
         if self._bias is not None:
-            y = y + self._bias
+            y = y + student.bias(self._paths, self._bias)
         scales = [student.output_factors(path) for path in self._paths]
         if all(scale is None for scale in scales):
             return y

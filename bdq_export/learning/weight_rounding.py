@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdq_export.quantize.grid import searched_grid, to_blocks
+from bdq_export.quantize.grid import Grid, searched_grid, storable_scales, to_blocks
 from bdq_runtime.packing import ODD, QuantSpec
 
 _LEAST = 1e-12
@@ -47,6 +47,15 @@ class RowGrids:
         rounded = exact + (exact.round() - exact).detach()
         return ((rounded + offset) * steps).flatten(1)[:, : weight.shape[1]]
 
+    def grid(self, weight: Tensor, log_reach: Tensor) -> Grid:
+        """The grid, as it is stored, that `round` has for `weight` `[N, K]` and `log_reach` `[N, 1]`."""
+        odd = self.spec.grid == ODD
+        largest = to_blocks(weight.detach().float(), self.spec).abs().amax(-1).clamp_min(_LEAST)
+        steps = largest * self.reach * log_reach.detach().exp() / _half(self.spec)
+        zero = float(1 << (self.spec.bits - 1)) - (0.5 if odd else 0.0)
+        scales = storable_scales(steps / 2 if odd else steps)
+        return Grid(scales, torch.full_like(scales, zero), self.spec)
+
 
 def _half(spec: QuantSpec) -> float:
     return ((1 << spec.bits) - 1) / 2 if spec.grid == ODD else (1 << (spec.bits - 1)) - 1
@@ -57,3 +66,8 @@ def relative_error(found: Tensor, expected: Tensor) -> Tensor:
     total = expected.square().sum(-1).clamp_min(_LEAST)
     mean: Tensor = ((found - expected).square().sum(-1) / total).mean()
     return mean
+
+
+def total_error(found: Tensor, expected: Tensor) -> Tensor:
+    """|found - expected|² / |expected|² of all tokens together, `[]`: a mean squared error, relative to the outputs."""
+    return (found - expected).square().sum() / expected.square().sum().clamp_min(_LEAST)

@@ -56,7 +56,9 @@ class GptqResult:
     fallback: str | None = None
 
 
-def gptq(weight: Tensor, hessian: Tensor, spec: QuantSpec, options: GptqOptions | None = None) -> GptqResult:
+def gptq(
+    weight: Tensor, hessian: Tensor, spec: QuantSpec, options: GptqOptions | None = None, grid: Grid | None = None
+) -> GptqResult:
     """Quantize `weight` `[N, K]` so that `tr(E H Eᵀ)` of its error E is small.
 
     Args:
@@ -64,19 +66,20 @@ def gptq(weight: Tensor, hessian: Tensor, spec: QuantSpec, options: GptqOptions 
         hessian: `[K, K]`: the sum (or mean) of x xᵀ over the calibration inputs, any float dtype.
         spec: bits and granularity.
         options: damping and refinement.
+        grid: of `spec`, to round to; None searches one.
     """
     options = options or GptqOptions()
     weight = weight.float()
     diagonal = hessian.diagonal().double()
     if not bool(torch.isfinite(hessian).all()) or float(diagonal.sum()) <= 0:
-        grid = searched_grid(weight, spec)
+        grid = grid or searched_grid(weight, spec)
         reason = "the Hessian is all zeros or has values that are not finite; rounded to nearest"
         return GptqResult(grid.quantized(grid.codes(weight)), None, reason)
     importance = None
-    if options.importance:
+    if options.importance and grid is None:
         # A column whose input is always 0 is rounded like any other, but must not steer the search.
         importance = diagonal.clamp(min=float(diagonal.mean()) * _LEAST_IMPORTANCE).float()
-    grid = searched_grid(weight, spec, importance)
+    grid = grid or searched_grid(weight, spec, importance)
     order = torch.arange(weight.shape[1])
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs, GapObserver
 from bdq_export.quantize.gptq import GptqOptions, gptq
-from bdq_export.quantize.grid import better_grid_kind
+from bdq_export.quantize.grid import Grid, better_grid_kind
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import Array, QuantizedWeight, QuantSpec
@@ -77,6 +77,7 @@ def quantize_blocks(
     odd_grids: bool = False,
     before_block: BeforeBlock | None = None,
     journal: Journal | None = None,
+    grids: Mapping[str, Grid] | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -97,6 +98,7 @@ def quantize_blocks(
         before_block: called with the runner, the index of each block and its inputs before the block's sites; may
             change `weights` of that block.
         journal: has the results of blocks that need not be done again, and gets those of the others.
+        grids: canonical weight name -> grid to round to, looked up at each site; others are searched.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -120,7 +122,7 @@ def quantize_blocks(
                 observer = InputObserver(hessians=True) if floats is None else floats.observer(site.module)
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
                 done.flatness[site.module] = observer.statistics(site.module).flatness
-                quantized = _quantize_site(site, observer, weights, spec_of, options, done, odd_grids)
+                quantized = _quantize_site(site, observer, weights, spec_of, options, done, odd_grids, grids or {})
                 set_quantized(runner.model, architecture, quantized)
                 done.quantized.update(quantized)
             if journal is not None and not restored:
@@ -189,6 +191,12 @@ def _all_rows(weight: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(gathered(weight.codes), gathered(weight.scales), zeros, weight.spec)
 
 
+def _stacked(grids: Sequence[Grid]) -> Grid:
+    """The grid of stacked weights."""
+    scales, zeros = (torch.cat([getattr(grid, name) for grid in grids]) for name in ("scales", "zero_points"))
+    return Grid(scales, zeros, grids[0].spec)
+
+
 def _quantize_site(
     site: Site,
     observer: InputObserver,
@@ -197,6 +205,7 @@ def _quantize_site(
     options: GptqOptions | None,
     result: SequentialResult,
     odd_grids: bool,
+    grids: Mapping[str, Grid],
 ) -> dict[str, QuantizedWeight]:
     """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
     hessian = observer.statistics(site.module).hessian
@@ -211,11 +220,16 @@ def _quantize_site(
         stacked = torch.cat([weights[name] for name in names])
         if isinstance(observer, GapObserver):
             stacked = observer.corrected(stacked, hessian)
-        if odd_grids:
+        grid = _stacked([grids[name] for name in names]) if all(name in grids for name in names) else None
+        if grid is not None:
+            spec = grid.spec
+        elif odd_grids:
             spec = better_grid_kind(stacked, spec, hessian.diagonal())
             spec = replace(spec, grid=(parallel.from_first(spec.grid.encode()) or b"").decode())
         # Rows are independent of each other: every process rounds its part.
-        done = gptq(parallel.shard(stacked), hessian, spec, options)
+        if grid is not None:
+            grid = Grid(parallel.shard(grid.scales), parallel.shard(grid.zero_points), spec)
+        done = gptq(parallel.shard(stacked), hessian, spec, options, grid)
         quantized.update(split_rows_of(_all_rows(done.weight), {name: weights[name].shape[0] for name in names}))
         if done.fallback is not None:
             result.fallbacks.update(dict.fromkeys(names, done.fallback))

@@ -18,7 +18,7 @@ from bdq_export.calibration.selection import Measured, choose, names_to_try
 from bdq_export.calibration.static_activations import fake_quantize
 from bdq_export.errors import UsageError
 from bdq_export.float_model import load_float_model
-from bdq_export.options import PARTIAL, ExportOptions
+from bdq_export.options import KRONECKER, PARTIAL, ExportOptions
 from bdq_export.progress import QuietProgress
 from bdq_export.quantize.sequential import set_quantized
 from bdq_export.transform import fold
@@ -244,6 +244,5 @@ def test_a_rotation_must_pay_for_untying():
     assert names_to_try("bdq", True, 3) == ("bdq-online",)
     assert names_to_try("hadamard", rotates=False) == ("hadamard",)
     assert names_to_try("spin", True, 4) == ("spin",)
-    assert [names_to_try(name, True, 4) for name in ("bdq-plain", *PARTIAL)] == [
-        (name,) for name in ("bdq-plain", *PARTIAL)
-    ]
+    alone = ("bdq-plain", *PARTIAL, KRONECKER)
+    assert [names_to_try(name, True, 4) for name in alone] == [(name,) for name in alone]

@@ -88,11 +88,37 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"scheme": "w4a16kv4", "transform": "spin"},
         {"scheme": "w4a8", "transform": "spin"},  # inside of MatMulNBits
         {"scheme": "w8a8", "ops": "qdq", "transform": "spin"},
+        {"scheme": "w4a16", "transform": "kronecker"},
+        {"scheme": "w4a8", "transform": "kronecker"},  # inside of MatMulNBits
+        {"scheme": "w8a8", "ops": "qdq", "transform": "kronecker"},
+        {"scheme": "w4a4kv4", "transform": "kronecker", "weights": "rtn"},
+        {"scheme": "w4a4kv4", "transform": "kronecker", "effort": "fast", "activation_clip": 0.9},
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ExportOptions(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"scheme": "w4a16"}, "have a scale for each token, but w4a16 by matmulnbits has none; use bdq"),
+        ({"weights": "rtn"}, "learned block by block before GPTQ rounds, but --weights is rtn; leave it out"),
+        ({"activation_clip": 0.9, "effort": "fast"}, "--activation-clip fixes what transform kronecker learns"),
+    ],
+)
+def test_where_flatquant_cannot_be_one_line_says_so(change: dict[str, object], line: str) -> None:
+    with pytest.raises(UsageError, match=line) as refusal:
+        ExportOptions(**{"scheme": "w4a4kv4", "transform": "kronecker", **change})  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)
+
+
+def test_flatquant_learns_from_as_many_sequences_at_every_effort() -> None:
+    found = {effort: ExportOptions("w4a4kv4", "kronecker", effort=effort) for effort in ("fast", "standard", "best")}
+    assert [options.samples for options in found.values()] == [64, 64, 128]
+    assert [options.learns for options in found.values()] == [False, True, True]
+    assert ExportOptions("w4a4kv4", "kronecker", effort="fast", calib_samples=24).samples == 24
 
 
 @given(SCHEMES)

@@ -16,6 +16,7 @@ import pytest
 from bdq_export import export
 from bdq_export.commands.inspect import inspect
 from bdq_export.errors import UsageError
+from bdq_export.learning import block_stage
 from bdq_runtime.library import LibraryError, library_path
 from bdq_runtime.model import LanguageModel
 from bdq_runtime.session import create_session
@@ -36,6 +37,14 @@ def _export(source: Path, out: Path, scheme: str, **changes: Any) -> tuple[Path,
     return out, dict(result.metrics)
 
 
+def _learned(folder: Path) -> tuple[float, float]:
+    """Held-out losses of the torch model after the learned stage and before it, as the report has them."""
+    notes = " ".join(json.loads((folder / "bdq_report.json").read_text())["notes"])
+    found = re.search(r"learned end to end in (\d+) steps: held-out loss ([\d.]+) nats, ([\d.]+) before", notes)
+    assert found is not None, notes
+    return float(found[2]), float(found[3])
+
+
 @pytest.mark.parametrize("scheme", ["w4a8kv8", "w2a16"])
 def test_the_written_file_is_what_was_learned(scheme: str, model_dir: Callable[..., Path], tmp_path: Path) -> None:
     """Scales, diagonals, gains and clips reach the file: its loss is the one that the torch model ended with.
@@ -44,10 +53,7 @@ def test_the_written_file_is_what_was_learned(scheme: str, model_dir: Callable[.
     """
     options = {"weights": "gptq", "effort": "best", "transform": "bdq", "calib_samples": 7}
     out, metrics = _export(model_dir("llama"), tmp_path / "out", scheme, **options)
-    notes = " ".join(json.loads((out / "bdq_report.json").read_text())["notes"])
-    found = re.search(r"learned end to end in (\d+) steps: held-out loss ([\d.]+) nats, ([\d.]+) before", notes)
-    assert found is not None, notes
-    after, before = float(found[2]), float(found[3])
+    after, before = _learned(out)
     assert after < 0.97 * before, "learning gained too little to tell whether it is in the file"
     assert metrics["kl"] == pytest.approx(after, rel=0.01)
 
@@ -131,6 +137,27 @@ def test_online_transforms_are_compared_with_the_right_model(model_dir: Callable
     _, online = _export(source, tmp_path / "online", "w8a8 bdq", transform="bdq")
     assert online["ppl_float"] == pytest.approx(none["ppl_float"], rel=1e-4)
     assert online["kl"] < 0.1  # 24 nats against the wrong one
+
+
+def test_flatquant_is_exported_with_stock_operators_in_front(
+    model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file computes what the torch model did, scales learned on top or not; no transform counts as a linear."""
+    monkeypatch.setattr(block_stage, "_FLATQUANT_STEPS", 16)
+    options = {"weights": "gptq", "effort": "best", "transform": "kronecker", "calib_samples": 7}
+    folder, metrics = _export(model_dir("llama3"), tmp_path / "out", "w4a8kv8 bdq", **options)
+    # No integer grid makes these sums exact, as that of Hadamard transforms does.
+    assert metrics["kl"] == pytest.approx(min(_learned(folder)), rel=0.03)
+    assert metrics["executed_precision"] == "w4a8 in 12 linears, w8a8 in 1 linears, kv8 in 3 layers"
+    assert metrics["transform"] == "kronecker"
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    linears = {node.op_type for node in graph.node if "LowBitLinear" in node.op_type}
+    assert linears == {"GatedLowBitLinear", "LowBitLinear"}
+    products = [node.name for node in graph.node if node.op_type == "MatMul" and "multiply" in node.name]
+    assert len(products) == 3 * (4 * 2 - 1)
+    assert inspect(folder).role_bytes["online transforms"] > 0
+    session = create_session(folder / "model.onnx", use_library=False)
+    assert session.get_outputs()[0].shape[1:] == [1, 320]
 
 
 def test_a_custom_operator_needs_whole_heads(model_dir: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import FakeQuantization, attach, fake_quantized
 from bdq_export.float_model import load_float_model
-from bdq_export.options import PARTIAL
+from bdq_export.options import KRONECKER, PARTIAL
 from bdq_export.progress import QuietProgress
 from bdq_export.transform import fold, online_by_path
 
@@ -46,7 +46,7 @@ def test_logits_unchanged(family, bits, tiny_model):
     with torch.no_grad():
         expected = space.model(tokens).logits
     statistics = space.statistics()
-    for name in NAMES if bits.activations is None else (*NAMES, *PARTIAL):
+    for name in NAMES if bits.activations is None else (*NAMES, *PARTIAL, KRONECKER):
         transforms = sandwich(space, name, statistics, seed=3)
         online = online_by_path(tiny.architecture, transforms)
         assert not online or bits.activations

@@ -21,6 +21,7 @@ def test_every_method_is_options_of_w4a4kv4_and_one_alone_learns() -> None:
     assert {options.min_top1 for options in found.values()} == {0.0}
     assert {options.seed for options in found.values()} == {3}
     assert len(set(found.values())) == len(found), "two methods are the same"
+    assert found["flatquant"].transform == "kronecker"
     assert "auto" not in {options.transform for options in found.values()}
 
 

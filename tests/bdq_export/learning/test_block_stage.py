@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.kronecker import kronecker_start
 from bdq_export.fake_quant import FakeQuantization, fake_quantized
 from bdq_export.float_model import load_float_model
 from bdq_export.learning import block_student
 from bdq_export.learning.block_parameters import BlockParameters, block_parameters, learned_transforms
-from bdq_export.learning.block_stage import BlockOptions, learn_block
+from bdq_export.learning.block_stage import BlockOptions, flatquant_options, learn_block
 from bdq_export.learning.block_student import BlockStudent
 from bdq_export.learning.weight_rounding import RowGrids
 from bdq_export.quantize.grid import searched_grid
@@ -49,9 +53,19 @@ def random_transforms(tiny) -> Transforms:
     return Transforms(after, before, online=online)
 
 
-def make(tiny, spec=None, activation=None, cache=None):
+def kronecker_transforms(tiny) -> Transforms:
+    """FlatQuant's start, from made-up statistics of equally energetic inputs."""
+    ones = {
+        tiny.architecture.layer_path(layer, path): SimpleNamespace(energy=torch.ones(tiny.dimensions.input_size(path)))
+        for layer in range(tiny.dimensions.layers)
+        for path in tiny.architecture.linears
+    }
+    return kronecker_start(tiny.architecture, tiny.dimensions, tiny.weights, ones, seed=2)
+
+
+def make(tiny, spec=None, activation=None, cache=None, transforms_of=random_transforms):
     """Model, runner and student of `random_transforms`; float unless told otherwise."""
-    transforms = random_transforms(tiny)
+    transforms = transforms_of(tiny)
     weights = fold(tiny.architecture, tiny.dimensions, tiny.weights, transforms)
     model = load_float_model(tiny, weights)
     runner = BlockRunner(model, tiny.architecture.layers, TOKENS, fast=False)
@@ -75,6 +89,9 @@ def moved(parameters: BlockParameters) -> None:
     with torch.no_grad():
         for parameter in (*parameters.before.values(), *parameters.after.values()):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        matrices = [each for factors in parameters.factors.values() for each in factors]
+        for matrix in (*matrices, *([] if parameters.heads is None else [parameters.heads])):
+            matrix.add_(0.2 * len(matrix) ** -0.5 * torch.randn(matrix.shape, generator=generator))
 
 
 def block_output(runner: BlockRunner, student: BlockStudent, hidden: torch.Tensor) -> torch.Tensor:
@@ -87,10 +104,11 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_rounding_no_parameter_changes_the_block(family, tiny_model):
-    """Every diagonal cancels: what is multiplied on one side is divided on the other."""
+@pytest.mark.parametrize("transforms_of", [random_transforms, kronecker_transforms])
+def test_without_rounding_no_parameter_changes_the_block(family, transforms_of, tiny_model):
+    """Every diagonal and matrix cancels: what is multiplied on one side is divided on the other."""
     tiny = tiny_model(family)
-    _, _, runner, student = make(tiny)
+    _, _, runner, student = make(tiny, transforms_of=transforms_of)
     plain = BlockRunner(load_float_model(tiny, tiny.weights), tiny.architecture.layers, TOKENS, fast=False)
     hidden = torch.randn(2, 16, tiny.dimensions.hidden_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -99,17 +117,20 @@ def test_without_rounding_no_parameter_changes_the_block(family, tiny_model):
     moved(student.parameters)
     assert distance(block_output(runner, student, hidden), expected) < 1e-5
     with torch.no_grad():
-        next(iter(student.parameters.after.values())).add_(5.0)  # still cancels
+        for parameter in student.parameters.after.values():
+            parameter.add_(5.0)  # still cancels
+            break
     assert distance(block_output(runner, student, hidden), expected) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folding_gives_what_was_learned(family, tiny_model):
+@pytest.mark.parametrize("transforms_of", [random_transforms, kronecker_transforms])
+def test_folding_gives_what_was_learned(family, transforms_of, tiny_model):
     """The rounded block of the folded transforms is the student's: same grids, same clips."""
     tiny = tiny_model(family)
     activation, power = ActivationQuantization(8, 0.9), tiny.dimensions.head_dim
     cache = KVQuantization(8, 8, 0.95, 0.95, hadamard=power & (power - 1) == 0)
-    transforms, _, runner, student = make(tiny, None, activation, cache)
+    transforms, _, runner, student = make(tiny, None, activation, cache, transforms_of)
     moved(student.parameters)
     hidden = torch.randn(2, 16, tiny.dimensions.hidden_size, generator=torch.Generator().manual_seed(1))
     found = block_output(runner, student, hidden)
@@ -164,3 +185,60 @@ def test_learning_lowers_the_held_out_error_and_bad_rates_change_nothing(tiny_mo
     again = make(tiny, QuantSpec(4, PerChannel(), grid=ODD), activation)[3]
     second = learn_block(runner, again, hidden, expected, BlockOptions(steps=60, rate=1e-2))
     assert second == good, "a seed gives the same bits"
+
+
+def test_matrices_and_clips_of_flatquant_are_learned(tiny_model):
+    tiny = tiny_model("llama_biases")
+    activation, cache = ActivationQuantization(4, 0.8), KVQuantization(4, 4, 0.95, 0.95, hadamard=True)
+    made = [make(tiny, QuantSpec(4, PerChannel(), grid=ODD), activation, cache, kronecker_transforms) for _ in range(2)]
+    _, _, runner, student = made[0]
+    plain = BlockRunner(load_float_model(tiny, tiny.weights), tiny.architecture.layers, TOKENS, fast=False)
+    hidden = torch.randn(8, 16, tiny.dimensions.hidden_size, generator=torch.Generator().manual_seed(1))
+    hidden[..., :5] *= 20  # outliers, of which the start does not know
+    with torch.no_grad():
+        expected = plain.block(LAYER, hidden)
+    start = student.parameters.values()
+    assert all(float(student.parameters.clip(path).detach()) == pytest.approx(0.8) for path in student.parameters.clips)
+    options = replace(flatquant_options(0), steps=60)
+    found = learn_block(runner, student, hidden, expected, options)
+    assert found.after < 0.9 * found.before
+    now = student.parameters.values()
+    assert not any(torch.equal(one, two) for one, two in zip(start, now, strict=True) if one.abs().sum() > 0)
+    assert student.parameters.well_conditioned()
+    again = learn_block(*made[1][2:], hidden, expected, options)
+    assert again == found, "a seed gives the same bits"
+
+
+def test_what_cannot_be_folded_is_not_kept(tiny_model, monkeypatch):
+    """However low the error: folding it would lose digits, and be refused."""
+    tiny = tiny_model("llama")
+    _, _, runner, student = make(
+        tiny, QuantSpec(4, PerChannel()), ActivationQuantization(4, 0.8), None, kronecker_transforms
+    )
+    hidden = torch.randn(8, 16, tiny.dimensions.hidden_size, generator=torch.Generator().manual_seed(1))
+    start = student.parameters.values()
+    with torch.no_grad():
+        matrix = student.parameters.factors["mlp_in"][0]
+        matrix[0] *= 1e-5
+    assert not student.parameters.well_conditioned()
+    student.parameters.set_values(start)
+    assert student.parameters.well_conditioned()
+    monkeypatch.setattr(BlockParameters, "well_conditioned", lambda _: False)
+    found = learn_block(runner, student, hidden, hidden, replace(flatquant_options(0), steps=8))
+    assert found.after == found.before
+    assert all(torch.equal(one, two) for one, two in zip(start, student.parameters.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(4, PerChannel(), grid=ODD), QuantSpec(3, PerBlock(16)), QuantSpec(8, PerChannel())]
+)
+def test_the_stored_grid_is_the_one_that_was_learned_with(spec):
+    generator = torch.Generator().manual_seed(2)
+    weight, reach = torch.randn(24, 48, generator=generator), 0.1 * torch.randn(24, 1, generator=generator)
+    grids = RowGrids.searched(weight, spec)
+    grid = grids.grid(weight, reach)
+    found = grid.values(grid.codes(weight))
+    expected = grids.round(weight, reach)
+    assert grid.spec == spec
+    # Scales are rounded to 16 bits, and a few weights lie between two levels.
+    assert float(((found - expected).abs() - 1e-3 * expected.abs()).quantile(0.98)) < 1e-6

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from calibrations import calibrate_tiny, same
 
+from bdq_export.learning import block_stage
 from bdq_export.resume import open_store
 from bdq_export.resume.codecs import quantized_from, quantized_record, transforms_from, transforms_record
 from bdq_export.resume.record import from_bytes
@@ -15,6 +16,7 @@ SCHEMES = {
     "learned": {"scheme": "w4a4kv4", "transform": "bdq"},
     "learned by block, too": {"scheme": "w4a4kv4", "transform": "bdq", "effort": "best"},
     "rotations": {"scheme": "w4a4kv4", "transform": "spin", "effort": "fast"},
+    "learned by block alone": {"scheme": "w4a4kv4", "transform": "kronecker", "effort": "fast"},
     "chosen": {"scheme": "w4a8kv8", "effort": "fast", "ops": "bdq"},
     "two runs of GPTQ, bits": {"scheme": "w4a16", "target_bits": 3.5, "effort": "fast", "transform": "auto"},
     "rounded, asymmetric": {"scheme": "w4a16", "weights": "rtn", "transform": "smooth", "symmetric": False},
@@ -43,6 +45,11 @@ class Dying:
         self.left -= 1
         if not self.left:
             raise Ended(name)
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(block_stage, "_FLATQUANT_STEPS", 8)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def test_ended_after_every_record_and_started_again(case, directory, tiny_model,
     assert store.read[:2] == ["tokens", "transform"]
     blocks = [name for name in names if "-block-" in name]
     assert len(set(blocks)) == len(blocks), "a block was done twice"
-    learns = case.startswith("learned")
+    learns = case.startswith("learned") and options.get("effort") != "fast"
     assert ("learned-scales" in names) == learns
     if options.get("weights") != "rtn":
         assert len(blocks) in (2, 4)
@@ -102,10 +109,11 @@ def test_a_damaged_block_is_done_again_with_the_same_result(directory, tiny_mode
     assert block.read_bytes() == bytes(data)
 
 
-def test_records_of_transforms_and_weights_are_exact(directory, tiny_model):
+@pytest.mark.parametrize("transform", ["bdq", "kronecker"])
+def test_records_of_transforms_and_weights_are_exact(transform, directory, tiny_model):
     tiny = tiny_model("llama", num_hidden_layers=2)
-    result = calibrate_tiny(tiny, directory, scheme="w3a3kv3", transform="bdq", effort="fast")
-    assert result.transforms.online
+    result = calibrate_tiny(tiny, directory, scheme="w3a3kv3", transform=transform, effort="fast")
+    assert {online.kronecker is not None for online in result.transforms.online.values()} == {transform == "kronecker"}
     assert result.transforms.diagonals_before
     record = from_bytes(transforms_record(result.transforms).to_bytes())
     assert same(transforms_from(record), result.transforms)
