@@ -44,8 +44,8 @@ class ExportOptions:
         scheme: bits, for example "w4a16" (see `QuantScheme`).
         transform: which transforms are tried; "auto" measures them and keeps the best. "bdq-plain" (no rotation) and
             the `PARTIAL` ones are parts of "bdq", to compare with; "spin" is "hadamard" with learned rotations and
-            "kronecker" is FlatQuant, whose transforms are learned block by block whatever the effort. "auto" does not try
-            any of these.
+            "kronecker" is FlatQuant, whose transforms are learned block by block whatever the effort. "auto" tries none
+            of these.
         weights: "gptq" or "rtn" (round to nearest).
         block_size: columns that share a weight scale; 0 is one scale for each output channel, None a default for the
             scheme (see `scale_block`).
