@@ -1,6 +1,6 @@
 """The numbers that are learned, all multiplicative: a logarithm each, so that a step is a relative one.
 
-rows        of every quantized weight [N]: its scales, and with them what a diagonal behind the weight would do
+scales      of every quantized weight [N, B]; with one a row also what a diagonal behind the weight would do
 diagonals   of every online transform [K]: Λb, between the rotation and the quantizer
 gains       of every norm [hidden]: Λa, in front of the rotation
 clips       of every site's activations and of the keys and values of every layer
@@ -31,7 +31,7 @@ class Parameters:
     """The learned numbers by what they belong to.
 
     Attributes:
-        rows: canonical weight name -> log factors `[N]`.
+        scales: canonical weight name -> log factors `[N, B]`, B blocks a row.
         diagonals: first path of a site -> log factors `[K]`.
         gains: norm's module path -> log factors `[hidden]`.
         clips: first path of a site -> clip `[]`.
@@ -39,7 +39,7 @@ class Parameters:
         value_clips: layer -> clip `[]`.
     """
 
-    rows: Mapping[str, Parameter]
+    scales: Mapping[str, Parameter]
     diagonals: Mapping[str, Parameter]
     gains: Mapping[str, Parameter]
     clips: Mapping[str, Parameter]
@@ -48,7 +48,7 @@ class Parameters:
 
     def factors(self) -> list[Parameter]:
         """The logarithms."""
-        return [*self.rows.values(), *self.diagonals.values(), *self.gains.values()]
+        return [*self.scales.values(), *self.diagonals.values(), *self.gains.values()]
 
     def fractions(self) -> list[Parameter]:
         """The clips, which stay within `CLIP_RANGE`."""
@@ -81,7 +81,7 @@ def initial_parameters(architecture: Architecture, dimensions: Dimensions, state
     norms = [*layer_norms(architecture, dimensions), architecture.final_norm]
     linears = [f"{path}.weight" for site in all_sites(architecture, dimensions) for path in site.paths]
     return Parameters(
-        rows={name: _zeros(state.quantized[name].scales.shape[0]) for name in linears if name in state.quantized},
+        scales={name: _zeros(*state.quantized[name].scales.shape) for name in linears if name in state.quantized},
         diagonals={
             path: _zeros(len(diagonal))
             for path in sites
@@ -105,8 +105,8 @@ def learned_state(
         scaled = (weights[name].double() + offset) * gain.detach().double().exp() - offset
         weights[name] = scaled.to(weights[name].dtype)
     quantized = dict(state.quantized)
-    for name, rows in parameters.rows.items():
-        quantized[name] = _scaled_rows(quantized[name], rows)
+    for name, log_factors in parameters.scales.items():
+        quantized[name] = _scaled(quantized[name], log_factors)
     activations, online = dict(state.activations), dict(state.online)
     for site in all_sites(architecture, dimensions):
         first = site.paths[0]
@@ -148,9 +148,9 @@ def modules_of(
     return found
 
 
-def _scaled_rows(weight: QuantizedWeight, rows: Tensor) -> QuantizedWeight:
+def _scaled(weight: QuantizedWeight, log_factors: Tensor) -> QuantizedWeight:
     """Scales times the learned factor, as 16-bit floats hold them; a scale that was not 0 does not become 0."""
-    factor = rows.detach().double().exp().numpy()[:, None]
+    factor = log_factors.detach().double().exp().numpy()
     half = np.finfo(np.float16)
     scaled = weight.scales.astype(np.float64) * factor
     size = np.clip(np.abs(scaled), half.smallest_subnormal, half.max)
@@ -164,8 +164,8 @@ def _scaled_diagonal(transform: OnlineTransform, log_factors: Tensor) -> OnlineT
     return replace(transform, diagonal=(transform.diagonal.astype(np.float64) * factor).astype(np.float32))
 
 
-def _zeros(count: int) -> Parameter:
-    return Parameter(torch.zeros(count))
+def _zeros(*shape: int) -> Parameter:
+    return Parameter(torch.zeros(shape))
 
 
 def _number(value: float) -> Parameter:
