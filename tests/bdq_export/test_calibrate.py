@@ -134,10 +134,13 @@ def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
         assert sum(candidate.chosen for candidate in chosen.candidates) == 1
 
 
-def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{}, {"scheme": "w4a8kv8", "ops": "bdq", "block_size": 32}], ids=["w4a16", "w4a8kv8"]
+)
+def test_auto_goes_back_when_the_final_weights_are_worse(options, tiny_model, monkeypatch):
     """A candidate that only looks good rounded to nearest is not shipped, nor is anything of it."""
     tiny = tiny_model("qwen2")
-    _, plain = run(tiny, transform="none")
+    _, plain = run(tiny, transform="none", **options)
     monkeypatch.setattr(module, "choose", lambda measured, tied: ("smooth", "made up"))
     real = module._Calibration._quantize
     penalty = {"smooth": 100.0, "none": 0.0}
@@ -147,9 +150,11 @@ def test_auto_goes_back_when_the_final_weights_are_worse(tiny_model, monkeypatch
         return replace(found, loss=found.loss + penalty[candidate.name])
 
     monkeypatch.setattr(module._Calibration, "_quantize", penalized)
-    _, result = run(tiny)
+    _, result = run(tiny, **options)
     assert result.transform == "none"
     assert "not with GPTQ" in result.reason
+    assert (result.activations, result.kv, result.online) == (plain.activations, plain.kv, {})
+    assert bool(result.activations) == bool(options)
     assert not result.transforms.diagonals
     assert result.activation_flatness == plain.activation_flatness
     for name, weight in plain.quantized.items():

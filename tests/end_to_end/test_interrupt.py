@@ -22,7 +22,7 @@ STAGES = (
     "calibration text",
     "statistics",
     "choose transform",
-    "check transform",
+    "gptq without a transform",
     "gptq",
     "build float graph",
     "check float graph",
