@@ -87,7 +87,7 @@ def _reading_edges(architecture: Architecture, dimensions: Dimensions) -> list[t
     """Every edge that scales inputs of its consumers, by layer, with the consumers' canonical paths."""
     return [
         (edge, layer, [architecture.layer_path(layer, consumer) for consumer in edge.consumers])
+        for layer in range(dimensions.layers)  # outside: lazy weights keep one layer
         for edge in architecture.edges
         if edge.consumer_side is Side.INPUT
-        for layer in range(dimensions.layers)
     ]

@@ -24,6 +24,9 @@ from bdq_models import Architecture, Dimensions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bdq_export.lazy_weights import LazyWeights
+    from bdq_export.scratch import Scratch
+
 _HASHED_ENDS = 1 << 20
 
 
@@ -99,6 +102,21 @@ class Checkpoint:
         from bdq_export.checkpoint.weights import load_weights
 
         return load_weights(self)
+
+    def lazy_weights(self, scratch: Scratch) -> LazyWeights:
+        """The same weights, converted each time they are read; embedding, final norm and lm_head are kept.
+
+        All of them are checked once here, tensor by tensor.
+
+        Args:
+            scratch: where what is made of them is put instead of into memory.
+
+        Raises:
+            InvalidInputError: as `weights`.
+        """
+        from bdq_export.checkpoint.weights import MappedWeights
+
+        return MappedWeights(self, scratch)
 
 
 def open_checkpoint(path: Path | str, work_dir: Path | None = None) -> Checkpoint:

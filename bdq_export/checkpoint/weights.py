@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bdq_export.errors import InvalidInputError
+from bdq_export.lazy_weights import LazyWeights, layer_of
+from bdq_export.scratch import Scratch
 from bdq_models import Architecture, Dimensions, split_rows
 
 if TYPE_CHECKING:
@@ -24,21 +26,75 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """See `Checkpoint.weights`."""
+    stored = {name: _finite_float32(name, tensor) for name, tensor in _stored(checkpoint).items()}
+    _drop_tied(checkpoint, stored)
+    return _split_packed(checkpoint.architecture, checkpoint.dimensions, stored)
+
+
+class MappedWeights(LazyWeights):
+    """See `Checkpoint.lazy_weights`."""
+
+    def __init__(self, checkpoint: Checkpoint, scratch: Scratch) -> None:
+        stored = _stored(checkpoint)
+        for name, tensor in stored.items():
+            _finite_float32(name, tensor)
+        _drop_tied(checkpoint, stored)
+        self._scratch, self._architecture = scratch, checkpoint.architecture
+        self.packed = dict(stored)
+        """Tensors under the names of the torch model, as they are stored (mapped)."""
+        self._parts = _split_packed(checkpoint.architecture, checkpoint.dimensions, stored)
+        self._ends: dict[str, Tensor] = {}
+
+    @property
+    def scratch(self) -> Scratch:
+        """As it was given."""
+        return self._scratch
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight."""
+        return tuple(self._parts[name].shape)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The weight `name` in float32."""
+        if layer_of(self._architecture, name) is not None:
+            return _float32(self._parts[name])
+        if name not in self._ends:
+            self._ends[name] = _float32(self._parts[name])
+        return self._ends[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What of the files belongs to the model, as stored, mapped."""
     architecture = checkpoint.architecture
-    stored: dict[str, Tensor] = {}
-    for path, entries in checkpoint.files.items():
-        for name, tensor in _read(path, tuple(entries)).items():
-            if name.startswith((architecture.embedding, architecture.final_norm, architecture.lm_head)) or (
-                name.startswith(f"{architecture.layers}.") and "rotary_emb" not in name
-            ):
-                stored[name] = _finite_float32(name, tensor)
+    return {
+        name: tensor
+        for path, entries in checkpoint.files.items()
+        for name, tensor in _read(path, tuple(entries)).items()
+        if name.startswith((architecture.embedding, architecture.final_norm, architecture.lm_head))
+        or (name.startswith(f"{architecture.layers}.") and "rotary_emb" not in name)
+    }
+
+
+def _drop_tied(checkpoint: Checkpoint, stored: dict[str, Tensor]) -> None:
+    """Take out an lm_head that is the embedding; `stored` is finite."""
+    architecture = checkpoint.architecture
     lm_head, embedding = f"{architecture.lm_head}.weight", f"{architecture.embedding}.weight"
-    if checkpoint.dimensions.tied and lm_head in stored and not torch.equal(stored.pop(lm_head), stored[embedding]):
+    if not checkpoint.dimensions.tied or lm_head not in stored:
+        return
+    if not torch.equal(_float32(stored.pop(lm_head)), _float32(stored[embedding])):
         raise InvalidInputError(
             f"config.json ties lm_head to the embedding (tie_word_embeddings) but {lm_head} holds other values; "
             "set tie_word_embeddings to false, or remove the tensor"
         )
-    return _split_packed(architecture, checkpoint.dimensions, stored)
 
 
 def to_checkpoint_names(architecture: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +141,12 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InvalidInputError(f"{path.name} cannot be read: {reason}; download it again") from None
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    # A parameter that is made inside of a forward must be fit for a gradient that somebody takes later.
+    with torch.inference_mode(False):
+        return tensor.to(torch.float32)
 
 
 def _finite_float32(name: str, tensor: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ all of it is computed in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from bdq_export.lazy_weights import LazyWeights, layer_of
+from bdq_export.scratch import Scratch
 from bdq_export.transform.channels import expand
 from bdq_export.transform.hadamard import hadamard
 from bdq_export.transform.kronecker import unapply_kronecker
@@ -33,7 +35,7 @@ def fold(
     dimensions: Dimensions,
     weights: Mapping[str, Tensor],
     transforms: Transforms,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """The weights of the transformed model; `weights` is left as it is.
 
     Args:
@@ -42,28 +44,86 @@ def fold(
     Returns:
         All weights in their input dtype; unchanged ones are the same tensors. With a residual rotation there is
         a `lm_head.weight`: the gain of the final norm goes into it, so it can no longer be the embedding. Where there
-        are online transforms, the weights are the model's only together with them (`online_by_path`).
+        are online transforms, the weights are the model's only together with them (`online_by_path`). Of
+        `LazyWeights`, a layer is folded when one of its weights is read, and only the last such layer is kept.
 
     Raises:
         ValueError: the transforms do not fit the model (see `check_transforms`), or a weight is missing.
     """
     check_transforms(architecture, dimensions, transforms)
+    if isinstance(weights, LazyWeights):
+        return _FoldedWeights(architecture, dimensions, weights, transforms)
     folded = dict(weights)
     if transforms.residual_rotation is not None:
         folded.update(_rotate_ends(architecture, weights, transforms.residual_rotation))
     for index in range(dimensions.layers):
-        if not transforms.touches(index):
-            continue
-        layer = _Layer(architecture, weights, index)
-        _fold_diagonals(layer, dimensions, transforms.diagonals_before)
-        if transforms.residual_rotation is not None:
-            _rotate_residual(layer, transforms.residual_rotation.to(torch.float64))
-        if index in transforms.head_rotations:
-            _rotate_heads(layer, dimensions, transforms.head_rotations[index].to(torch.float64))
-        _fold_diagonals(layer, dimensions, transforms.diagonals)
-        _fold_online(layer, transforms.online)
-        folded.update(layer.rounded())
+        if transforms.touches(index):
+            folded.update(_folded_layer(architecture, dimensions, weights, transforms, index))
     return folded
+
+
+class _FoldedWeights(LazyWeights):
+    """What `fold` gives for lazy weights: no transform mixes weights of two layers, so each is folded by itself."""
+
+    def __init__(
+        self, architecture: Architecture, dimensions: Dimensions, weights: LazyWeights, transforms: Transforms
+    ) -> None:
+        self._architecture, self._dimensions = architecture, dimensions
+        self._weights, self._transforms = weights, transforms
+        self._ends: dict[str, Tensor] = {}
+        if transforms.residual_rotation is not None:
+            self._ends = _rotate_ends(architecture, weights, transforms.residual_rotation)
+        self._names = {**dict.fromkeys(weights), **dict.fromkeys(self._ends)}
+        self._folded: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    @property
+    def scratch(self) -> Scratch:
+        return self._weights.scratch
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._ends[name].shape) if name in self._ends else self._weights.shape(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        layer = layer_of(self._architecture, name)
+        if layer is None or not self._transforms.touches(layer):
+            return self._ends[name] if name in self._ends else self._weights[name]
+        if name not in self._names:
+            raise KeyError(name)
+        if self._folded[0] != layer:
+            self._folded = (-1, {})  # first: two layers need not be in memory at once
+            # Read in the middle of a forward, the weights must be fit for a gradient that somebody takes later.
+            with torch.inference_mode(False), torch.no_grad():
+                done = _folded_layer(self._architecture, self._dimensions, self._weights, self._transforms, layer)
+            self._folded = (layer, done)
+        return self._folded[1][name] if name in self._folded[1] else self._weights[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _folded_layer(
+    architecture: Architecture,
+    dimensions: Dimensions,
+    weights: Mapping[str, Tensor],
+    transforms: Transforms,
+    index: int,
+) -> dict[str, Tensor]:
+    """The weights of one layer that change."""
+    layer = _Layer(architecture, weights, index)
+    _fold_diagonals(layer, dimensions, transforms.diagonals_before)
+    if transforms.residual_rotation is not None:
+        _rotate_residual(layer, transforms.residual_rotation.to(torch.float64))
+    if index in transforms.head_rotations:
+        _rotate_heads(layer, dimensions, transforms.head_rotations[index].to(torch.float64))
+    _fold_diagonals(layer, dimensions, transforms.diagonals)
+    _fold_online(layer, transforms.online)
+    return layer.rounded()
 
 
 class _Layer:
@@ -74,19 +134,24 @@ class _Layer:
         self.index = index
         self._weights = weights
         self._exact: dict[str, Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
 
     def weight(self, path: str) -> Tensor:
         """The weight of `path`; a norm's is its gain, offset included."""
         name = self._name(path, "weight")
         if name not in self._exact:
-            self._exact[name] = _present(self._weights, name).to(torch.float64) + self._offset(path)
+            given = _present(self._weights, name)
+            self._dtypes[name] = given.dtype
+            self._exact[name] = given.to(torch.float64) + self._offset(path)
         return self._exact[name]
 
     def bias(self, path: str) -> Tensor | None:
         """The bias of `path`; None where it has none."""
         name = self._name(path, "bias")
         if name in self._weights and name not in self._exact:
-            self._exact[name] = self._weights[name].to(torch.float64)
+            given = self._weights[name]
+            self._dtypes[name] = given.dtype
+            self._exact[name] = given.to(torch.float64)
         return self._exact.get(name)
 
     def set_weight(self, path: str, value: Tensor) -> None:
@@ -103,9 +168,7 @@ class _Layer:
     def rounded(self) -> dict[str, Tensor]:
         """What was read, in the dtype of the checkpoint, under checkpoint names."""
         offset = {self._name(norm, "weight"): self.architecture.norm_offset for norm in self.architecture.norms}
-        return {
-            name: (exact - offset.get(name, 0.0)).to(self._weights[name].dtype) for name, exact in self._exact.items()
-        }
+        return {name: (exact - offset.get(name, 0.0)).to(self._dtypes[name]) for name, exact in self._exact.items()}
 
     def _offset(self, path: str) -> float:
         return self.architecture.norm_offset if self.architecture.is_norm(path) else 0.0

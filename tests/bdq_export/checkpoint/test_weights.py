@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from bdq_export.checkpoint import open_checkpoint, to_checkpoint_names
 from bdq_export.errors import InvalidInputError
+from bdq_export.scratch import Scratch
 
 FAMILIES = ("llama", "llama3", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 
@@ -55,6 +56,27 @@ def test_half_precision(dtype, model_dir, tiny_model):
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, expected[name].to(dtype).float())
     assert checkpoint.tensor("model.norm.weight").dtype == dtype
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_lazy_weights_are_the_same(family, dtype, model_dir, tmp_path):
+    checkpoint = open_checkpoint(model_dir(family, dtype=dtype))
+    weights, lazy = checkpoint.weights(), checkpoint.lazy_weights(Scratch(tmp_path))
+    assert list(lazy) == list(weights)
+    assert len(lazy) == len(weights)
+    for name, tensor in weights.items():
+        assert lazy[name].dtype == torch.float32
+        assert torch.equal(lazy[name], tensor)
+        assert lazy.shape(name) == tensor.shape
+        assert name in lazy
+
+
+def test_lazy_weights_keep_no_layer(model_dir, tmp_path):
+    """Tensors of layers are made anew each time; the embedding, which several models share, is not."""
+    lazy = open_checkpoint(model_dir("llama", dtype=torch.bfloat16)).lazy_weights(Scratch(tmp_path))
+    assert lazy["model.layers.0.mlp.up_proj.weight"] is not lazy["model.layers.0.mlp.up_proj.weight"]
+    assert lazy["model.embed_tokens.weight"] is lazy["model.embed_tokens.weight"]
 
 
 def change_value(directory, name, value):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lazy import Lazy
 
 from bdq_export.learning.rotations import Rotations
 from bdq_export.transform import Transforms, fold, random_hadamard
@@ -232,3 +233,36 @@ def test_literal_output_row_diagonal_is_a_no_op():
     columns = torch.randn(64, generator=generator).double().exp()
     useful = _per_row(tokens * columns) @ _per_row(weight / columns).T
     assert ((useful - plain).abs().amax() / plain.abs().amax()).item() > 1e-3
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("rotations", [False, True], ids=["diagonals", "rotations"])
+def test_lazy_weights_are_folded_to_the_same_bits(family, rotations, tiny_model, random_transforms):
+    tiny = tiny_model(family)
+    transforms = random_transforms(tiny, rotations=rotations, online=True)
+    expected = folded(tiny, transforms)
+    lazy = fold(tiny.architecture, tiny.dimensions, Lazy(tiny.weights), transforms)
+    assert list(lazy) == list(expected)
+    assert len(lazy) == len(expected)
+    for name in reversed(list(expected)):  # any order
+        assert torch.equal(lazy[name], expected[name])
+        assert lazy[name].dtype == expected[name].dtype
+        assert lazy.shape(name) == expected[name].shape
+    with pytest.raises(KeyError):
+        lazy["model.layers.0.none.weight"]
+
+
+def test_one_lazy_layer_is_folded_once_and_kept_alone(tiny_model, random_transforms):
+    tiny = tiny_model("llama")
+    weights = Lazy(tiny.weights)
+    lazy = fold(tiny.architecture, tiny.dimensions, weights, random_transforms(tiny, rotations=False))
+    assert not weights.read
+    of_layer = {layer: [name for name in tiny.weights if f".{layer}." in name] for layer in (0, 1)}
+    for _ in range(2):
+        assert all(lazy[name] is lazy[name] for name in of_layer[0])
+    assert sorted(weights.read) == sorted(of_layer[0])
+    for name in of_layer[1]:
+        lazy[name]
+    assert sorted(weights.read) == sorted((*of_layer[0], *of_layer[1]))
+    lazy[of_layer[0][0]]
+    assert len(weights.read) == 2 * len(of_layer[0]) + len(of_layer[1])
