@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from bdq_export.errors import InvalidInputError
+from bdq_export.lazy_weights import LazyWeights, layer_of
+from bdq_export.streamed_blocks import stream, streamed
 from bdq_models import Architecture, Dimensions, split_rows
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def load_float_model(checkpoint: ModelDescription, weights: Mapping[str, Tensor]
     Args:
         checkpoint: gives the config and the family; its own weights are not read.
         weights: canonical weights (see `Checkpoint.weights`), float32; shared, not copied, except the parts of
-            packed linears. With `lm_head.weight` the model is untied whatever the config says.
+            packed linears. With `lm_head.weight` the model is untied whatever the config says. Of `LazyWeights`, the
+            model holds one block at a time (see `streamed_blocks`).
 
     Raises:
         InvalidInputError: transformers refuses the config, or a weight is missing, unknown or of a wrong shape.
@@ -60,8 +63,15 @@ def load_float_model(checkpoint: ModelDescription, weights: Mapping[str, Tensor]
     with accelerate.init_empty_weights(include_buffers=False):
         from_config: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         model = from_config(config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+    inside = f"{checkpoint.architecture.layers}."
+    if isinstance(weights, LazyWeights):
+        stream(model, checkpoint.architecture, Dimensions.from_config(checkpoint.config), weights.scratch)
     replace_weights(model, checkpoint.architecture, weights)
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.is_meta and not (isinstance(weights, LazyWeights) and name.startswith(inside))
+    ]
     if missing:
         raise InvalidInputError(
             f"{len(missing)} weights are missing, the first is {missing[0]}; the checkpoint is incomplete"
@@ -82,6 +92,10 @@ def replace_weights(model: PreTrainedModel, architecture: Architecture, weights:
     Raises:
         InvalidInputError: an unknown name or a wrong shape.
     """
+    blocks = streamed(model)
+    if blocks is not None:
+        blocks.replace(weights)
+        weights = {name: weights[name] for name in weights if layer_of(architecture, name) is None}
     head = f"{architecture.lm_head}.weight"
     tied = bool(model.config.tie_word_embeddings) and head not in weights
     named = _pack(model, architecture, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -14,11 +14,14 @@ from bdq_export.calibration.learned_clips import LearnedClips
 from bdq_export.calibration.selection import Transformed
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.float_model import load_float_model, replace_weights
+from bdq_export.lazy_weights import LazyWeights
 from bdq_export.learning.block_parameters import block_parameters, learned_transforms
 from bdq_export.learning.block_stage import BlockOptions, BlockResult, learn_block
 from bdq_export.learning.block_student import BlockStudent
 from bdq_export.resume.codecs import transforms_from, transforms_record
 from bdq_export.resume.record import Record, merged
+from bdq_export.scratch import Scratch
+from bdq_export.streamed_blocks import load_block
 from bdq_export.transform import Transforms, fold, online_by_path
 from bdq_runtime.packing import ODD, QuantSpec
 
@@ -59,7 +62,12 @@ class LearnedBlocks:
         self._given = self._expected = self._floats.embedded()
         self._next = 0
         self._folded: set[int] = set()
-        self.weights = dict(self.candidate.weights)
+        self._held = dict[str, Tensor]()
+        self.weights: Mapping[str, Tensor] = self._held
+        if isinstance(space.weights, LazyWeights):
+            self.weights = _Current(self, space.weights)
+        else:
+            self._held.update(self.candidate.weights)
 
     def learn(self, runner: BlockRunner, layer: int, hidden: Tensor) -> None:
         """Improve block `layer`; `weights` and what the model computes with are new afterwards.
@@ -90,6 +98,7 @@ class LearnedBlocks:
             activation,
             cache,
         )
+        load_block(runner.model, layer)
         # Its own hooks quantize: the model's must not, and they come back with the sites of this block.
         online = dict(space.quantization.online)
         space.quantization.online.clear()
@@ -153,17 +162,44 @@ class LearnedBlocks:
         alone = _of_layer(transforms, layer)
         folded = fold(space.architecture, space.dimensions, space.weights, alone)
         prefix = f"{space.architecture.layers}.{layer}."
-        changed = {name: weight for name, weight in folded.items() if name.startswith(prefix)}
-        self.weights.update(changed)
+        changed = {name: folded[name] for name in folded if name.startswith(prefix)}
+        weights: Mapping[str, Tensor] = self._held
+        if isinstance(space.weights, LazyWeights):
+            weights = fold(space.architecture, space.dimensions, space.weights, transforms)
+        else:
+            self._held.update(changed)
         replace_weights(space.model, space.architecture, changed)
         online = online_by_path(space.architecture, transforms)
         space.quantization.online.update({path: each for path, each in online.items() if path.startswith(prefix)})
         self.candidate = replace(
             self.candidate,
             transforms=transforms,
-            weights=self.weights,
+            weights=weights,
             online={**self.candidate.online, **online},
         )
+
+
+class _Current(LazyWeights):
+    """The lazy weights of a candidate that changes: blocks that were learned are folded anew when they are read."""
+
+    def __init__(self, blocks: LearnedBlocks, weights: LazyWeights) -> None:
+        self._blocks, self._untransformed = blocks, weights
+
+    @property
+    def scratch(self) -> Scratch:
+        return self._untransformed.scratch
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._untransformed.shape(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._blocks.candidate.weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blocks.candidate.weights)
+
+    def __len__(self) -> int:
+        return len(self._blocks.candidate.weights)
 
 
 def _of_layer(transforms: Transforms, layer: int) -> Transforms:

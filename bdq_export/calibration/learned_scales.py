@@ -25,6 +25,7 @@ from bdq_export.learning.student import learning
 from bdq_export.options import ExportOptions
 from bdq_export.process_memory import give_back_memory
 from bdq_export.resume import NOWHERE, ProgressStore
+from bdq_export.streamed_blocks import held
 from bdq_runtime.packing import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def learn_scales(
     parameters = initial_parameters(space.architecture, space.dimensions, start)
     space.quantization.reset({})  # the student quantizes by itself
     runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
-    with learning(space.model, space.architecture, space.dimensions, start, parameters):
+    with held(space.model), learning(space.model, space.architecture, space.dimensions, start, parameters):
         _drop_linears(space)
         give_back_memory()
         result = tune(runner, parameters, heads, train, judged, space.progress, options, store)

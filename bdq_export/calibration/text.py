@@ -7,7 +7,6 @@ beginning of a text, half at a random word.
 
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bdq_export.calibration.kv_cache import preallocated_cache
 from bdq_export.calibration.openings import FREE, Openings
-from bdq_export.calibration.precision import has_fast_bfloat16
+from bdq_export.calibration.writer import text_writer
 from bdq_export.errors import InvalidInputError
 from bdq_export.progress import Progress, Stage
 
@@ -145,11 +144,7 @@ def sample_tokens(
     fixed = openings.draw(samples * passages, length, int(model.config.vocab_size), generator)
     restart = _restart(model, openings)
     with progress.stage("calibration text", total=fixed.numel()) as stage:
-        # Decoding reads all weights for each token: in bfloat16 that is half of the time.
-        writer = model
-        if has_fast_bfloat16():
-            writer = copy.deepcopy(model)
-            writer.bfloat16()
+        writer = text_writer(model)
         rows = [_write(writer, batch, restart, generator, stage) for batch in torch.split(fixed, _BATCH)]
     return torch.cat(rows).view(samples, passages * length)[:, :seq_len].contiguous()
 

@@ -24,7 +24,7 @@ from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs
 from bdq_export.quantize.grid import FEW_RATIOS, better_grid_kind
 from bdq_export.quantize.rtn import rtn
-from bdq_export.quantize.sequential import set_quantized
+from bdq_export.quantize.sequential import kept, set_quantized
 from bdq_export.quantize.specs import SpecOf
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import QuantizedWeight, QuantSpec
@@ -162,7 +162,7 @@ class Workspace:
 
     def round_linears(self, weights: Mapping[str, Tensor], energies: Energies | None) -> dict[str, QuantizedWeight]:
         """Round the linears of `weights` to nearest on searched grids, weighted by the inputs' energies."""
-        quantized = {}
+        quantized: dict[str, QuantizedWeight] = {}
         for layer in range(self.dimensions.layers):
             for site in block_sites(self.architecture, self.dimensions, layer):
                 importance = None if energies is None else energies[site.paths[0]]
@@ -173,7 +173,8 @@ class Workspace:
                             torch.cat([weights[name] for name in names]), spec, importance, FEW_RATIOS
                         )
                     for name in names:
-                        quantized[name] = rtn(weights[name], spec, search=True, importance=importance)
+                        rounded = rtn(weights[name], spec, search=True, importance=importance)
+                        quantized.update(kept(weights, {name: rounded}))
         return quantized
 
     def _by_spec(self, site: Site) -> list[tuple[QuantSpec, list[str]]]:
@@ -192,4 +193,5 @@ class Workspace:
 
 def round_ends(weights: Mapping[str, Tensor], specs: Mapping[str, QuantSpec]) -> dict[str, QuantizedWeight]:
     """Embedding and lm_head, rounded to nearest: 8 bits lose nothing, below that the grid is searched."""
-    return {name: rtn(weights[name], spec, search=spec.bits < 8) for name, spec in specs.items()}
+    rounded = {name: rtn(weights[name], spec, search=spec.bits < 8) for name, spec in specs.items()}
+    return kept(weights, rounded)

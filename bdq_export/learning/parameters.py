@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.float_model import LinearSlice, locate_linear
+from bdq_export.lazy_weights import changed
 from bdq_export.learning.state import QuantizedModel
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import QuantizedWeight
@@ -98,12 +99,13 @@ def learned_state(
     architecture: Architecture, dimensions: Dimensions, state: QuantizedModel, parameters: Parameters
 ) -> QuantizedModel:
     """`state` with what was learned, in the precision in which it is stored (scales: 16 bits)."""
-    weights = dict(state.weights)
+    gains = {}
     for norm, gain in parameters.gains.items():
-        name = f"{norm}.weight"
+        before = state.weights[f"{norm}.weight"]
         offset = architecture.norm_offset
-        scaled = (weights[name].double() + offset) * gain.detach().double().exp() - offset
-        weights[name] = scaled.to(weights[name].dtype)
+        scaled = (before.double() + offset) * gain.detach().double().exp() - offset
+        gains[f"{norm}.weight"] = scaled.to(before.dtype)
+    weights = changed(state.weights, gains)
     quantized = dict(state.quantized)
     for name, log_factors in parameters.scales.items():
         quantized[name] = _scaled(quantized[name], log_factors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.statistics import InputObserver
 from bdq_export.float_model import replace_weights
+from bdq_export.lazy_weights import LazyWeights
 from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs, GapObserver
@@ -127,6 +128,9 @@ def quantize_blocks(
                 done.quantized.update(quantized)
             if journal is not None and not restored:
                 journal.finished(layer, done)
+            if isinstance(weights, LazyWeights):
+                done.quantized = kept(weights, done.quantized)
+                set_quantized(runner.model, architecture, done.quantized)
             result.update(done)
             hidden = runner.run(layer, hidden)
             # Hessians come and go in sizes that the allocator keeps for later: a gigabyte after thirty blocks.
@@ -163,9 +167,43 @@ def round_blocks(
 
 def set_quantized(model: PreTrainedModel, architecture: Architecture, quantized: Mapping[str, QuantizedWeight]) -> None:
     """Let `model` compute with the values of quantized weights."""
-    values = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.items()}
-    if values:
-        replace_weights(model, architecture, values)
+    if quantized:
+        replace_weights(model, architecture, _Values(quantized))
+
+
+class _Values(Mapping[str, Tensor]):
+    """Values of quantized weights, made each time they are read."""
+
+    def __init__(self, quantized: Mapping[str, QuantizedWeight]) -> None:
+        self._quantized = dict(quantized)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self._quantized[name].dequantize())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._quantized
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._quantized)
+
+    def __len__(self) -> int:
+        return len(self._quantized)
+
+
+def kept(weights: Mapping[str, Tensor], quantized: Mapping[str, QuantizedWeight]) -> dict[str, QuantizedWeight]:
+    """`quantized`, with its arrays on the disk where the float `weights` it was made of are lazy."""
+    if not isinstance(weights, LazyWeights):
+        return dict(quantized)
+    keep = weights.scratch.keep
+    return {
+        name: replace(
+            weight,
+            codes=keep(weight.codes),
+            scales=keep(weight.scales),
+            zero_points=None if weight.zero_points is None else keep(weight.zero_points),
+        )
+        for name, weight in quantized.items()
+    }
 
 
 def split_rows_of(weight: QuantizedWeight, counts: Mapping[str, int]) -> dict[str, QuantizedWeight]:
