@@ -25,8 +25,9 @@ def build_float_graph(
 
     Args:
         checkpoint: gives the config and the family; its own weights are not read.
-        weights: canonical float32 weights. Matrices become `[K, N]` views of them, not copies; packed ones are made
-            when somebody reads them. With `lm_head.weight` the graph is untied whatever the config says.
+        weights: canonical float32 weights. Matrices become `[K, N]` views of them, not copies; packed ones, and all of
+            `LazyWeights`, are made when somebody reads them. With `lm_head.weight` the graph is untied whatever
+            the config says.
         builder: instead of the one that the family's row names. Without it, what that one cannot make (mobius knows
             no biases in an MLP, for one) is traced.
 

@@ -1,7 +1,8 @@
 """The check that every export makes: the float graph computes what torch computes.
 
 The graph runs in ONNX Runtime without its weights being copied or written to a file: each large initializer becomes a
-graph input, fed from the memory of the torch tensors. A weight `[K, N]` that is the transposed view of a torch weight
+graph input, fed from the memory of the torch tensors (of lazy weights, from a temporary file: see
+`bdq_passes.storage`). A weight `[K, N]` that is the transposed view of a torch weight
 `[N, K]` is fed as it lies in memory, and its MatMul reads it transposed:
 
     MatMul(x, W)   W = view of V.T   ->   FusedMatMul(x, V, transB=1)
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from bdq_export.errors import VerificationError
 from bdq_models import Dimensions
+from bdq_passes.storage import stored
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -171,7 +173,7 @@ def _feed_weights(graph: ir.Model) -> dict[str, npt.NDArray[Any]]:
             continue
         if not array.flags.c_contiguous and array.flags.f_contiguous and _read_transposed(value):
             array = array.T
-        arrays[name] = np.ascontiguousarray(array)
+        arrays[name] = stored(np.ascontiguousarray(array))
         del graph.graph.initializers[name]
         value.const_value = None
         value.shape = ir.Shape(array.shape)

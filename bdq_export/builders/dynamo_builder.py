@@ -84,13 +84,11 @@ def _template_weights(
 ) -> dict[str, Tensor]:
     """Weights outside of the layers, and those of `layers` under the indices 0, 1, ..."""
     inside = f"{architecture.layers}."
-    subset = {name: tensor for name, tensor in weights.items() if not name.startswith(inside)}
+    subset = {name: weights[name] for name in weights if not name.startswith(inside)}
     for index, layer in enumerate(layers):
         prefix = f"{inside}{layer}."
         subset |= {
-            f"{inside}{index}.{name.removeprefix(prefix)}": tensor
-            for name, tensor in weights.items()
-            if name.startswith(prefix)
+            f"{inside}{index}.{name.removeprefix(prefix)}": weights[name] for name in weights if name.startswith(prefix)
         }
     return subset
 

@@ -1,4 +1,7 @@
-"""The weights of a graph: views of the canonical torch tensors under the names of the normal form."""
+"""The weights of a graph: views of the canonical torch tensors under the names of the normal form.
+
+Of lazy weights, matrices are tensors that are made each time they are read; gains, biases and the embedding are held.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bdq_export.errors import InvalidInputError
+from bdq_export.lazy_weights import LazyWeights
 from bdq_models import Architecture
 
 if TYPE_CHECKING:
@@ -60,24 +64,35 @@ class WeightSource:
             path: module path of the linear; the tensor is called `<path>.weight`.
             parts: logical paths whose rows follow one another.
         """
-        name = f"{path}.weight"
-        if len(parts) == 1:
-            return ir.Tensor(self.array(f"{parts[0]}.weight").T, name=name)
-        arrays = [self.array(f"{part}.weight") for part in parts]
-        shape = ir.Shape((arrays[0].shape[1], sum(array.shape[0] for array in arrays)))
-
-        def packed() -> ir.TensorProtocol:
-            return ir.Tensor(np.concatenate(arrays).T, name=name)
-
-        # Not cached: quantization reads the parts and never the packed float matrix, so it need not exist.
-        return ir.LazyTensor(packed, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+        return self._transposed(f"{path}.weight", [f"{part}.weight" for part in parts])
 
     def head_matrix(self) -> ir.TensorProtocol:
         """The weight of lm_head as `[K, N]`: its own, or the embedding's transposed."""
-        head = self.architecture.lm_head
-        if not self.tied:
-            return self.matrix(head, [head])
-        return ir.Tensor(self.array(f"{self.architecture.embedding}.weight").T, name=f"{head}.weight")
+        head = f"{self.architecture.lm_head}.weight"
+        return self._transposed(head, [f"{self.architecture.embedding}.weight" if self.tied else head])
+
+    def _transposed(self, name: str, parts: Sequence[str]) -> ir.TensorProtocol:
+        lazy = isinstance(self._weights, LazyWeights)
+        if len(parts) == 1 and not lazy:
+            return ir.Tensor(self.array(parts[0]).T, name=name)
+        shapes = [self._shape(part) for part in parts]
+
+        def made() -> ir.TensorProtocol:
+            arrays = [self.array(part) for part in parts]
+            return ir.Tensor((arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).T, name=name)
+
+        # Not cached: quantization reads the parts and never the packed float matrix, so it need not exist.
+        shape = ir.Shape((shapes[0][1], sum(shape[0] for shape in shapes)))
+        return ir.LazyTensor(made, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight that the graph takes, which lazy weights are not made for."""
+        if not isinstance(self._weights, LazyWeights):
+            return self.array(name).shape
+        if name not in self._weights:
+            raise InvalidInputError(f"weight {name} is missing; the config asks for it")
+        self._taken.add(name)
+        return self._weights.shape(name)
 
     def bias(self, path: str, parts: Sequence[str]) -> ir.TensorProtocol:
         """The bias `<path>.bias` of a linear, `[N]`."""

@@ -8,13 +8,15 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bdq_passes.storage import stored
+
 
 def initializer(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    """The initializer `name`, made from `array` (a view is kept, not copied) unless the graph has it already."""
+    """The initializer `name`, made from `array` (a view is kept, not copied; see `storage`) unless it is there."""
     existing = model.graph.initializers.get(name)
     if existing is not None:
         return existing
-    tensor = ir.Tensor(array, name=name)
+    tensor = ir.Tensor(stored(array), name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
