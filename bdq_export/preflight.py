@@ -18,10 +18,20 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + 8 * length * vocab           logits of one sequence
 
+Where that is more than there is, weights are held one block at a time, with B parameters in a block, and the lines that
+have P or 4 E become
+
+             + 24 B                         folding in float64, the block that runs, a second model beside it
+             + 20 E, 28 E where untied      embedding and lm_head, float and quantized, and what making one takes
+             + P * bits / 8                 inside onnxruntime when the file is verified, with stock operators
+             + 4 E                          unless --transform none
+             + 6 P                          where scales are learned: all blocks while codes are made (rotations: 4 P)
+
     disk   =   4 P + 4 E                    the float graph that is checked against torch
              + P * bits / 8 + P / 8         packed weights, scales and zero points
              + 2 E                          embedding and lm_head at 8 bits
              + 64 MB                        tokenizer, reports, graph
+             + 2.5 P                        codes, one block at a time; and 2 P while text is sampled
 """
 
 from __future__ import annotations
@@ -33,7 +43,7 @@ from pathlib import Path
 from bdq_export import parallel
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
-from bdq_export.options import KRONECKER, SPIN, ExportOptions
+from bdq_export.options import BDQ, KRONECKER, SPIN, ExportOptions
 from bdq_export.quantize.target_bits import GRADIENT_TOKENS
 from bdq_export.scheme import QuantScheme
 from bdq_models import Dimensions
@@ -41,6 +51,8 @@ from bdq_models import Dimensions
 _MEGABYTE = 10**6
 _LIBRARIES = 700 * _MEGABYTE
 _SIDE_FILES = 64 * _MEGABYTE
+_BLOCK_BYTES = 24
+_TABLE_BYTES, _MADE_TABLE_BYTES = 8, 12
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -51,25 +63,35 @@ class Estimate:
     Attributes:
         memory_bytes: peak resident memory of the process.
         disk_bytes: free space where OUT is written, temporary files included.
+        streamed: whether weights are held one block at a time.
     """
 
     memory_bytes: int
     disk_bytes: int
+    streamed: bool = False
 
 
-def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) -> Estimate:
-    """The formula at the top of this module; pure.
+def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, streamed: bool = False) -> Estimate:
+    """The formulas at the top of this module; pure.
 
     Args:
         dimensions: sizes of the model.
         parameters: values in its tensors.
         options: of the export.
+        streamed: weights are held one block at a time.
     """
     embedding = dimensions.vocab_size * dimensions.hidden_size
     bits = QuantScheme.parse(options.scheme).weight_bits if options.target_bits is None else options.target_bits
-    memory = _LIBRARIES + 9 * parameters + 8 * options.calib_seq_len * dimensions.vocab_size
+    memory = _LIBRARIES + 8 * options.calib_seq_len * dimensions.vocab_size
+    if streamed:
+        ends = embedding if dimensions.tied else 2 * embedding
+        memory += _BLOCK_BYTES * (parameters - ends) // dimensions.layers
+        memory += _TABLE_BYTES * ends + _MADE_TABLE_BYTES * embedding
+        memory += int(parameters * bits / 8) if options.linear_ops != BDQ else 0
+    else:
+        memory += 9 * parameters
     if options.transform != "none":
-        memory += 4 * parameters + 4 * embedding
+        memory += 4 * embedding + (0 if streamed else 4 * parameters)
     if options.transform != "none" or options.weights == "gptq":
         memory += 12 * options.samples * options.calib_seq_len * dimensions.hidden_size
     if options.weights == "gptq":
@@ -79,25 +101,30 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions) ->
         memory += 4 * options.samples * options.calib_seq_len * dimensions.hidden_size
         memory += 0 if options.learns else gradient
     if options.learns:
-        memory += 2 * parameters + 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        memory += (6 if streamed else 2) * parameters
+        memory += 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
     elif options.transform == SPIN:
-        memory += 2 * embedding
+        memory += 2 * embedding + (4 * parameters if streamed else 0)
     if options.learns or options.transform == SPIN:
         memory += 8 * 4 * 128 * dimensions.vocab_size
         memory += gradient
     if options.target_bits is not None:
         memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
     packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding
-    return Estimate(memory_bytes=memory, disk_bytes=4 * parameters + 4 * embedding + packed + _SIDE_FILES)
+    disk = 4 * parameters + 4 * embedding + packed + _SIDE_FILES
+    if streamed:
+        disk += 5 * parameters // 2 + (2 * parameters if options.calib == "self" else 0)
+    return Estimate(memory_bytes=memory, disk_bytes=disk, streamed=streamed)
 
 
-def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions) -> Estimate:
-    """Refuse an export for which memory or disk cannot suffice.
+def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, low_memory: bool = False) -> Estimate:
+    """Decide whether weights are held all or one block at a time, and refuse what memory or disk cannot suffice for.
 
     Args:
         checkpoint: the model.
         out: as the user gave it; its nearest existing folder tells the disk.
         options: of the export.
+        low_memory: one block at a time, whatever memory there is.
 
     Returns:
         The estimate, for the report.
@@ -105,16 +132,20 @@ def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions) -
     Raises:
         ResourceError: names what is needed, what is there and what to do.
     """
-    need = estimate(checkpoint.dimensions, checkpoint.parameters, options)
     memory = available_memory()
-    # Each process holds all weights (docs/scale.md).
-    wanted = need.memory_bytes * parallel.local_size()
+    # Each process holds weights of its own (docs/scale.md).
+    processes = parallel.local_size()
+    need, least = (estimate(checkpoint.dimensions, checkpoint.parameters, options, each) for each in (False, True))
+    if low_memory or (memory is not None and need.memory_bytes * processes > memory):
+        # A tiny model's blocks are smaller than what one at a time takes beside them.
+        need = least if low_memory or least.memory_bytes < need.memory_bytes else need
+    wanted = need.memory_bytes * processes
     if memory is not None and wanted > memory:
         raise ResourceError(
             f"this export needs about {_shown(wanted)} of memory but {_shown(memory)} are available; "
             "close other programs, use --transform none --weights rtn, or a larger machine"
         )
-    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
+    folder = existing_folder(out)
     disk = shutil.disk_usage(folder).free
     if need.disk_bytes > disk:
         raise ResourceError(
@@ -122,6 +153,11 @@ def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions) -
             "free some or choose an OUT on another disk"
         )
     return need
+
+
+def existing_folder(path: Path) -> Path:
+    """`path` if it is a folder, else the nearest one around it."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
 
 
 def check_separate(model_dir: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ from bdq_export.learning.rotation_stage import RotationOptions, RotationResult, 
 from bdq_export.learning.rotation_student import RotationStudent
 from bdq_export.learning.rotations import Rotations
 from bdq_export.process_memory import give_back_memory
+from bdq_export.streamed_blocks import held
 from bdq_export.transform import Transforms
 from bdq_runtime.specs import ActivationQuantization
 
@@ -48,7 +49,7 @@ def learn_rotations(
     # `learn` computes in bfloat16 by itself: the runner's own way has no gradients.
     runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
     head = space.model.get_submodule(space.architecture.lm_head).get_parameter("weight").detach().to(product_dtype())
-    with student.attached(space.model):
+    with held(space.model), student.attached(space.model):
         # Each process has its part of the tokens; batches are drawn from all.
         result = learn(runner, rotations, head, parallel.unshard(space.tokens), loss, space.progress, options)
     give_back_memory()

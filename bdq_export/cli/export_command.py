@@ -116,6 +116,14 @@ def export_command(
             "options, another model or other text are refused (exit code 2)."
         ),
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Hold the weights of one block at a time and the rest on disk. Done by itself where memory does not "
+            "suffice for all; the same bytes, in more time.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the graph's text after each pass.")] = None,
@@ -157,7 +165,15 @@ def export_command(
     options = ExportOptions(**given)  # type: ignore[arg-type]
     with parallel.data_parallel():
         result = export_with(
-            model_dir, out, options, force=force, dump=dump, checkpoints=checkpoints, dry_run=dry_run, quiet=quiet
+            model_dir,
+            out,
+            options,
+            force=force,
+            dump=dump,
+            checkpoints=checkpoints,
+            low_memory=low_memory,
+            dry_run=dry_run,
+            quiet=quiet,
         )
         if parallel.is_first():
             print_result(result.to_dict(), result.render(), as_json)

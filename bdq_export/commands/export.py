@@ -79,6 +79,7 @@ def export(
     force: bool = False,
     dump: Path | None = None,
     checkpoints: Path | None = None,
+    low_memory: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -93,6 +94,8 @@ def export(
         dump: folder for the text of the graph after each pass.
         checkpoints: folder for the progress of calibration; the same call goes on from there after a kill, and ends
             with the same bytes as without one.
+        low_memory: hold the weights of one block at a time even where memory suffices for all; the same bytes, in more
+            time.
         dry_run: check the input and estimate memory and disk only.
         quiet: no progress on stderr.
         progress: shows and records the stages, instead of the default one.
@@ -109,6 +112,7 @@ def export(
         force=force,
         dump=dump,
         checkpoints=checkpoints,
+        low_memory=low_memory,
         dry_run=dry_run,
         quiet=quiet,
         progress=progress,
@@ -123,6 +127,7 @@ def export_with(
     force: bool = False,
     dump: Path | None = None,
     checkpoints: Path | None = None,
+    low_memory: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -153,12 +158,12 @@ def export_with(
             check_rotation(options, checkpoint.architecture)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)
             check_target(options, checkpoint.architecture, checkpoint.dimensions)
-            need = check_resources(checkpoint, out, options)
+            need = check_resources(checkpoint, out, options, low_memory)
         parallel.wait()  # nobody looks at OUT any more when the first process begins to write
         if dry_run:
             return _estimated(checkpoint, need)
         store = NOWHERE if checkpoints is None else open_store(checkpoints, fingerprint(checkpoint, options))
-        return _export(checkpoint, layout, options, force, dump, store, progress)
+        return _export(checkpoint, layout, options, force, dump, store, progress, need.streamed)
 
 
 def _export(
@@ -169,20 +174,26 @@ def _export(
     dump: Path | None,
     store: ProgressStore,
     progress: Progress,
+    streamed: bool,
 ) -> ExportResult:
     from bdq_export.calibrate import calibrate
     from bdq_export.float_model import load_float_model
     from bdq_export.pipeline import dump_to
+    from bdq_export.preflight import existing_folder
+    from bdq_export.scratch import Scratch
+    from bdq_passes.storage import kept_by
 
+    scratch = Scratch(existing_folder(layout.folder)) if streamed else None
     with progress.stage("load weights"):
-        weights = checkpoint.weights()
+        weights = checkpoint.weights() if scratch is None else checkpoint.lazy_weights(scratch)
         model = load_float_model(checkpoint, weights)
     calibration = calibrate(checkpoint, model, weights, options, progress, store)
     if not parallel.is_first():
         return ExportResult((), {})
-    graph = _build(checkpoint, calibration, model, weights, options, progress)
-    with progress.stage("quantize graph"):
-        _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)
+    with kept_by(None if scratch is None else scratch.keep):
+        graph = _build(checkpoint, calibration, model, weights, options, progress)
+        with progress.stage("quantize graph"):
+            _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)
     return _write(graph, checkpoint, calibration, model, layout, options, force, progress)
 
 

@@ -65,9 +65,45 @@ def test_enough(checkpoint, tmp_path, monkeypatch):
     check_resources(checkpoint, tmp_path / "out.onnx", PLAIN)
 
 
+def test_block_by_block_formula():
+    """A block at a time: 24 bytes a parameter of a block instead of 9 of all, and disk instead."""
+    embedding = 49152 * 576
+    whole, blocks = (estimate(SMOLLM2, PARAMETERS, PLAIN, streamed) for streamed in (False, True))
+    assert (whole.streamed, blocks.streamed) == (False, True)
+    block = (PARAMETERS - embedding) / 30
+    expected = 700_000_000 + 8 * 512 * 49152 + 24 * block + 20 * embedding + PARAMETERS / 2
+    assert blocks.memory_bytes == pytest.approx(expected, abs=2)
+    assert blocks.disk_bytes - whole.disk_bytes == pytest.approx(4.5 * PARAMETERS, abs=2)
+    given = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, calib="text.txt"), True)
+    assert blocks.disk_bytes - given.disk_bytes == 2 * PARAMETERS
+    learned = ExportOptions(scheme="w4a4kv4", calib_samples=32)
+    fast = replace(learned, effort="fast")
+    more = [estimate(SMOLLM2, PARAMETERS, each, True).memory_bytes for each in (learned, fast)]
+    assert more[0] - more[1] > 6 * PARAMETERS
+
+
+def test_70b_is_a_matter_of_disk():
+    llama = Dimensions(8192, 80, 64, 8, 128, 28672, 128256, False, 128, 131072, None)
+    options = ExportOptions(scheme="w4a4kv4", effort="fast", calib="text.txt")
+    need = estimate(llama, 70_553_706_496, options, True)
+    assert need.memory_bytes < 128e9 < 600e9 < estimate(llama, 70_553_706_496, options).memory_bytes
+
+
+def test_less_memory_means_block_by_block(checkpoint, tmp_path, monkeypatch):
+    whole, blocks = (estimate(SMOLLM2, PARAMETERS, PLAIN, streamed) for streamed in (False, True))
+    out = tmp_path / "out.onnx"
+    for memory in (whole.memory_bytes - 1, blocks.memory_bytes):
+        set_free(monkeypatch, memory, 1 << 50)
+        assert check_resources(checkpoint, out, PLAIN) == blocks
+    for memory in (None, whole.memory_bytes):
+        set_free(monkeypatch, memory, 1 << 50)
+        assert check_resources(checkpoint, out, PLAIN) == whole
+        assert check_resources(checkpoint, out, PLAIN, low_memory=True) == blocks
+
+
 def test_not_enough_memory(checkpoint, tmp_path, monkeypatch):
-    set_free(monkeypatch, estimate(SMOLLM2, PARAMETERS, PLAIN).memory_bytes - 1, 1 << 50)
-    with pytest.raises(ResourceError, match=r"needs about 2\.1 GB of memory but 2\.1 GB are available"):
+    set_free(monkeypatch, estimate(SMOLLM2, PARAMETERS, PLAIN, streamed=True).memory_bytes - 1, 1 << 50)
+    with pytest.raises(ResourceError, match=r"needs about 1\.6 GB of memory but 1\.6 GB are available"):
         check_resources(checkpoint, tmp_path / "out.onnx", PLAIN)
 
 

@@ -1,0 +1,49 @@
+"""Weights held one block at a time: the same bytes as with all of them in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bdq_export import export
+
+SMALL = {"calib_samples": 4, "calib_seq_len": 32, "min_top1": 0.0}
+
+
+@pytest.fixture
+def both(tmp_path, model_dir):
+    """Export a tiny model with all weights in memory and block by block: the model files that each wrote."""
+
+    def run(family: str, dtype: torch.dtype | None = torch.bfloat16, **options) -> tuple[dict[str, bytes], ...]:
+        changes = {"partial_rotary_factor": 1.0} if family == "phi3" else {}
+        directory = model_dir(family, dtype=dtype, **changes)
+        found = []
+        for name, low_memory in (("whole", False), ("blocks", True)):
+            result = export(directory, tmp_path / name, low_memory=low_memory, **{**SMALL, **options})
+            found.append({path.name: path.read_bytes() for path in result.paths if path.name.startswith("model.onnx")})
+        return tuple(found)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"scheme": "w4a4kv4", "effort": "fast"}),
+        ("llama", {"scheme": "w4a16"}),
+        ("phi3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "hadamard"}),
+        ("gemma3", {"scheme": "w4a8kv4", "effort": "fast"}),
+        ("llama_biases", {"scheme": "w3a8", "effort": "fast", "target_bits": 3.5}),
+        ("qwen3", {"scheme": "w8a8", "ops": "qdq"}),
+        ("mistral", {"scheme": "w4a16", "transform": "none", "weights": "rtn"}),
+        ("llama", {"scheme": "w4a4kv4"}),
+        ("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
+        ("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
+        ("mistral", {"scheme": "w4a4kv4", "effort": "fast", "transform": "kronecker"}),
+    ],
+)
+def test_same_bytes(both, family, options):
+    whole, blocks = both(family, **options)
+    assert whole.keys() == blocks.keys()
+    assert len(whole) == 2
+    assert whole == blocks
