@@ -18,6 +18,7 @@ from torch.nn import Module, Parameter
 
 from bdq_export.errors import InvalidInputError
 from bdq_export.lazy_weights import layer_of
+from bdq_export.process_memory import give_back_memory
 from bdq_export.scratch import Scratch
 from bdq_models import Architecture, Dimensions, split_rows
 
@@ -72,9 +73,11 @@ class StreamedBlocks:
         """Give block `layer` its weights, if it has not got them; all others lose theirs."""
         if layer in self._loaded:
             return
-        if not self._held:
+        if not self._held and self._loaded:
             for other in tuple(self._loaded):
                 self._release(other)
+            # The allocator would keep a block, and the next one, in pieces that fit nothing.
+            give_back_memory()
         # Normal tensors also inside of a forward in inference mode: gradients may be taken through them later.
         with torch.inference_mode(False), torch.no_grad():
             self._assign(layer)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from bdq_export import export
+
+PEAK = Path(__file__).parents[1] / "helpers" / "export_peak.py"
 
 SMALL = {"calib_samples": 4, "calib_seq_len": 32, "min_top1": 0.0}
 
@@ -47,3 +54,18 @@ def test_same_bytes(both, family, options):
     assert whole.keys() == blocks.keys()
     assert len(whole) == 2
     assert whole == blocks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory")
+def test_the_peak_hardly_grows_with_layers(tmp_path):
+    """Five times the blocks: far less than their weights in float32 once, let alone four times over."""
+    found = []
+    for layers in (4, 20):
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        command = [sys.executable, str(PEAK), str(folder), str(layers), "low"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    few, many = found
+    assert many["peak"] - few["peak"] < 0.25 * 4 * (many["parameters"] - few["parameters"])
