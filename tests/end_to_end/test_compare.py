@@ -122,7 +122,7 @@ def test_the_command(bdq: Callable[..., Any], sources: Path, text: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        ("method 'spin' is unknown", ["--methods", "rtn,spin"]),
+        ("method 'awq' is unknown", ["--methods", "rtn,awq"]),
         ("scheme 'w5a4'", ["--schemes", "w4a4", "w5a4"]),
         ("seed is 'x'", ["--seeds", "0", "x"]),
         ("method diag: transform diag leaves out", ["--schemes", "w4a16", "--methods", "rtn", "diag"]),
