@@ -40,13 +40,18 @@ def lifetime_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def give_back_memory() -> None:
-    """Free what only reference cycles hold, and return freed memory to the system where the C library can (glibc)."""
-    gc.collect()
+def return_freed_memory() -> None:
+    """Return freed memory to the system where the C library can (glibc)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def give_back_memory() -> None:
+    """Free what only reference cycles hold, and return freed memory to the system: see `return_freed_memory`."""
+    gc.collect()
+    return_freed_memory()
 
 
 class PeakMemory:

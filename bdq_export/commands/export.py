@@ -212,6 +212,7 @@ def _build(
     """
     from bdq_export.builders import build_float_graph, check_float_graph
     from bdq_export.float_model import replace_weights
+    from bdq_export.process_memory import give_back_memory
 
     with progress.stage("build float graph"):
         graph = build_float_graph(checkpoint, calibration.weights)
@@ -221,6 +222,7 @@ def _build(
         logger.info("float graph equals torch: largest logit difference %.2g standard deviations", error)
         model.config.tie_word_embeddings = checkpoint.dimensions.tied  # a rotated lm_head untied it
         replace_weights(model, checkpoint.architecture, weights)
+        give_back_memory()  # the session and its logits, and of lazy weights what was made of the last block
     return graph
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.lazy_weights import LazyWeights, layer_of
+from bdq_export.process_memory import return_freed_memory
 from bdq_export.scratch import Scratch
 from bdq_export.transform.channels import expand
 from bdq_export.transform.hadamard import hadamard
@@ -91,6 +92,9 @@ class _FoldedWeights(LazyWeights):
             raise KeyError(name)
         if self._folded[0] != layer:
             self._folded = (-1, {})  # first: two layers need not be in memory at once
+            # Whoever keeps a gain of each layer (a graph does) pins the heap between its matrices: the allocator would
+            # keep the pieces, and the next layer fits into none of them.
+            return_freed_memory()
             # Read in the middle of a forward, the weights must be fit for a gradient that somebody takes later.
             with torch.inference_mode(False), torch.no_grad():
                 done = _folded_layer(self._architecture, self._dimensions, self._weights, self._transforms, layer)

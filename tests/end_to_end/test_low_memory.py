@@ -68,4 +68,7 @@ def test_the_peak_hardly_grows_with_layers(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
     few, many = found
-    assert many["peak"] - few["peak"] < 0.25 * 4 * (many["parameters"] - few["parameters"])
+    further = many["parameters"] - few["parameters"]
+    assert many["peak"] - few["peak"] < 0.25 * 4 * further
+    for stage in ("build float graph", "check float graph", "quantize graph", "write", "verify", "after verify"):
+        assert many["stages"][stage] - few["stages"][stage] < further, stage

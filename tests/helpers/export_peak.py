@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bdq_export import export
-from bdq_export.process_memory import anonymous_bytes
+from bdq_export.process_memory import anonymous_bytes, give_back_memory
 from bdq_export.progress import QuietProgress
 
 HIDDEN, INTERMEDIATE, VOCAB = 512, 1536, 512
@@ -110,6 +110,7 @@ def main() -> None:
     """Run the export."""
     folder, layers, low = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "low"
     parameters = write_model(folder / "model", layers)
+    give_back_memory()  # what is left of it is not the export's
     text = folder / "text.txt"
     text.write_text("".join(chr(32 + (i * i * 7 + i // 5) % 90) for i in range(4000)))
     watch, start = Watch(), time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -266,3 +267,16 @@ def test_one_lazy_layer_is_folded_once_and_kept_alone(tiny_model, random_transfo
     assert sorted(weights.read) == sorted((*of_layer[0], *of_layer[1]))
     lazy[of_layer[0][0]]
     assert len(weights.read) == 2 * len(of_layer[0]) + len(of_layer[1])
+
+
+def test_memory_of_a_lazy_layer_is_returned_before_the_next_is_folded(tiny_model, random_transforms, monkeypatch):
+    """Gains that somebody keeps pin what the allocator holds between them, so it must return it layer by layer."""
+    tiny = tiny_model("llama")
+    lazy = fold(tiny.architecture, tiny.dimensions, Lazy(tiny.weights), random_transforms(tiny, rotations=False))
+    matrices, held = [], []
+    monkeypatch.setattr(FOLD, "return_freed_memory", lambda: held.append([each() is not None for each in matrices]))
+    gains = []
+    for layer in range(3):
+        gains.append(lazy[f"model.layers.{layer}.input_layernorm.weight"])
+        matrices.append(weakref.ref(lazy[f"model.layers.{layer}.mlp.down_proj.weight"]))
+    assert held == [[], [False], [False, False]]
