@@ -69,6 +69,7 @@ def test_the_peak_hardly_grows_with_layers(tmp_path):
         found.append(json.loads(done.stdout))
     few, many = found
     further = many["parameters"] - few["parameters"]
-    assert many["peak"] - few["peak"] < 0.25 * 4 * further
+    # About 1 byte each was measured, the allocator's whims in it; all weights in memory take 13.
+    assert many["peak"] - few["peak"] < 2 * further
     for stage in ("build float graph", "check float graph", "quantize graph", "write", "verify", "after verify"):
         assert many["stages"][stage] - few["stages"][stage] < further, stage
