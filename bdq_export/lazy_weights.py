@@ -7,7 +7,7 @@ turn. So the kind of mapping that an export starts from decides whether it holds
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -22,6 +22,11 @@ class LazyWeights(Mapping[str, Tensor]):
     @abstractmethod
     def scratch(self) -> Scratch:
         """Where what is made of the weights is put instead of into memory."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """Of all weights, in order."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
@@ -38,6 +43,15 @@ class LazyWeights(Mapping[str, Tensor]):
         Raises:
             KeyError: there is no such weight.
         """
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # that of `Mapping` would make the weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class ChangedWeights(LazyWeights):
@@ -56,6 +70,11 @@ class ChangedWeights(LazyWeights):
         """That of the weights."""
         return self._weights.scratch
 
+    @property
+    def names(self) -> Collection[str]:
+        """Those of the weights."""
+        return self._weights.names
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
         return self._weights.shape(name)
@@ -63,15 +82,6 @@ class ChangedWeights(LazyWeights):
     def __getitem__(self, name: str) -> Tensor:
         """The weight `name`, changed or not."""
         return self._changes[name] if name in self._changes else self._weights[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 def changed(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -189,17 +189,15 @@ class _Current(LazyWeights):
     def scratch(self) -> Scratch:
         return self._untransformed.scratch
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._blocks.candidate.weights.keys()
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._untransformed.shape(name)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._blocks.candidate.weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._blocks.candidate.weights)
-
-    def __len__(self) -> int:
-        return len(self._blocks.candidate.weights)
 
 
 def _of_layer(transforms: Transforms, layer: int) -> Transforms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,11 @@ class MappedWeights(LazyWeights):
         """As it was given."""
         return self._scratch
 
+    @property
+    def names(self) -> Collection[str]:
+        """Canonical names."""
+        return self._parts
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
         return tuple(self._parts[name].shape)
@@ -61,15 +66,6 @@ class MappedWeights(LazyWeights):
         if name not in self._ends:
             self._ends[name] = _float32(self._parts[name])
         return self._ends[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._parts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Tensor]:

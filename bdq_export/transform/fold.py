@@ -12,7 +12,7 @@ all of it is computed in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class _FoldedWeights(LazyWeights):
     def scratch(self) -> Scratch:
         return self._weights.scratch
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._names
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._ends[name].shape) if name in self._ends else self._weights.shape(name)
 
@@ -100,15 +104,6 @@ class _FoldedWeights(LazyWeights):
                 done = _folded_layer(self._architecture, self._dimensions, self._weights, self._transforms, layer)
             self._folded = (layer, done)
         return self._folded[1][name] if name in self._folded[1] else self._weights[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _folded_layer(

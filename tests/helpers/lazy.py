@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +23,10 @@ class Lazy(LazyWeights):
     def scratch(self) -> Scratch:
         return self._scratch
 
+    @property
+    def names(self) -> Collection[str]:
+        return self.weights
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.weights[name].shape)
 
@@ -30,12 +34,3 @@ class Lazy(LazyWeights):
         found = self.weights[name].clone()
         self.read.append(name)
         return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
