@@ -54,8 +54,9 @@ class Scratch:
             start = 0
         # Written, not stored through the map: a full disk is then an error and no signal.
         done = 0
+        os.lseek(self._file, start, os.SEEK_SET)  # Windows has no pwrite
         while done < raw.size:
-            done += os.pwrite(self._file, raw[done:].data, start + done)
+            done += os.write(self._file, raw[done:].data)
         self._position = start + raw.size
         return np.frombuffer(self._map, array.dtype, array.size, start).reshape(array.shape)
 

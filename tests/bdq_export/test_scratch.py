@@ -74,9 +74,10 @@ def test_a_full_disk_is_an_error_not_a_signal(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "pwrite", full)
-    with pytest.raises(OSError, match="No space left"):
-        Scratch(tmp_path).keep(np.zeros(10))
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            Scratch(tmp_path).keep(np.zeros(10))
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdq_export import export
+from bdq_export import export, float_model, preflight
+from bdq_export.preflight import Estimate
+from bdq_export.scratch import Scratch
 
 PEAK = Path(__file__).parents[1] / "helpers" / "export_peak.py"
 
@@ -54,6 +56,31 @@ def test_same_bytes(both, family, options):
     assert whole.keys() == blocks.keys()
     assert len(whole) == 2
     assert whole == blocks
+
+
+def test_blocks_are_streamed_where_asked_and_where_memory_is_short(model_dir, tmp_path, monkeypatch):
+    """Equal bytes alone would also come of a flag that does nothing."""
+    directory, streamed = model_dir("llama"), []
+    real = float_model.stream
+    monkeypatch.setattr(float_model, "stream", lambda *found: streamed.append(True) or real(*found))
+    quick = {**SMALL, "transform": "none", "weights": "rtn", "calib_seq_len": 32}
+    export(directory, tmp_path / "whole", **quick)
+    assert not streamed
+    export(directory, tmp_path / "asked", low_memory=True, **quick)
+    assert streamed
+    streamed.clear()
+    monkeypatch.setattr(preflight, "estimate", lambda *given: Estimate(10 if given[-1] else 1 << 60, 0, given[-1]))
+    export(directory, tmp_path / "short", **quick)
+    assert streamed
+
+
+def test_a_full_disk_while_blocks_are_streamed(model_dir, tmp_path, refused, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Scratch, "keep", full)
+    options = ["--low-memory", "--calib-samples", "4", "--calib-seq-len", "32"]
+    assert "space" in refused(5, "export", model_dir("llama"), tmp_path / "out", *options)
 
 
 @pytest.mark.slow
