@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bdq_export import parallel
 from bdq_export.calibration.bit_choice import ChosenBits, choose_bits
-from bdq_export.calibration.candidates import Energies, Statistics
+from bdq_export.calibration.candidates import ROTATED, Energies, Statistics
 from bdq_export.calibration.clip_tuning import ClipTuning
 from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.learned_blocks import LearnedBlocks
@@ -161,6 +161,7 @@ class _Calibration:
         bits = None if self.space.dynamic is None else self.space.dynamic.activations
         names = names_to_try(self.options.transform, self.space.may_rotate, bits)
         best, reason = self._chosen(names, statistics)
+        self._warn_of_parts(best)
         if self._to_check(best):
             # Without its weights, which are folded again: those of two models need not be in memory at once.
             name, transforms, energies = best.name, best.transforms, best.energies
@@ -250,6 +251,14 @@ class _Calibration:
         name, reason = choose(self.measured, self.space.dimensions.tied)
         chosen = next(measured for measured in self.measured if measured.name == name)
         return refolded(self.space, name, chosen.transforms, chosen.energies), reason
+
+    def _warn_of_parts(self, found: Transformed) -> None:
+        """Say so where a transform lacks a part that its name promises."""
+        if found.name in ROTATED and found.transforms.residual_rotation is None:
+            self.warnings.append(
+                f"transform {found.name} has no residual rotation here: norms of {self.space.architecture.name} do not "
+                "commute with one"
+            )
 
     def _quantize(self, candidate: Transformed, stage: str = "gptq") -> _Quantized:
         """Quantize everything for good; the model computes with it afterwards."""

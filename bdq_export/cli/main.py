@@ -96,7 +96,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     except BdqError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; no model was written", EXIT_INTERRUPTED)
+        return _fail("interrupted; nothing unfinished was written", EXIT_INTERRUPTED)
     except typer.Exit as stop:
         return stop.exit_code
     except _ClickException as error:

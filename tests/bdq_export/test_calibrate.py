@@ -90,6 +90,8 @@ def test_transforms_keep_the_float_model(family, transform, tiny_model):
     tiny = tiny_model(family)
     _, result = run(tiny, transform=transform, weights="rtn")
     assert result.transforms.diagonals or result.transforms.head_rotations
+    # Gemma 3 has no residual rotation: hadamard is less there, and says so.
+    assert bool(result.warnings) == (transform == "hadamard" and family == "gemma3"), result.warnings
     folded = fold(tiny.architecture, tiny.dimensions, tiny.weights, result.transforms)
     assert all(torch.equal(folded[name], result.weights[name]) for name in folded)
     expected = logits(load_float_model(tiny, tiny.weights), result.held_back)
