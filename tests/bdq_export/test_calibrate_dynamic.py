@@ -9,6 +9,7 @@ import pytest
 import torch
 from calibrations import calibrate_tiny
 
+import bdq_export.calibrate as module
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.fake_quant import FakeQuantization, fake_quantized
 from bdq_export.float_model import load_float_model
@@ -36,6 +37,24 @@ def loss_of(tiny, result, quantization=None) -> float:
     quantization = quantization or FakeQuantization(result.activations, result.online, result.kv)
     with fake_quantized(model, tiny.architecture, tiny.dimensions, quantization):
         return loss()
+
+
+def test_auto_leaves_out_a_second_gptq_only_where_the_transform_obviously_wins(tiny_model, run, monkeypatch):
+    tiny, ran = tiny_model("llama"), []
+    real = module._Calibration._quantize
+
+    def recorded(self, candidate, *stage):
+        ran.append(candidate.name)
+        return real(self, candidate, *stage)
+
+    monkeypatch.setattr(module._Calibration, "_quantize", recorded)
+    monkeypatch.setattr(module, "choose", lambda measured, tied: ("bdq-online", "made up"))
+    options = {"scheme": "w4a4kv4", "transform": "auto", "effort": "fast"}
+    for part, both in ((0.0, True), (1e9, False)):
+        monkeypatch.setattr(module, "_OBVIOUSLY", part)
+        ran.clear()
+        run(tiny, **options)
+        assert ran == (["none", "bdq-online"] if both else ["bdq-online"])
 
 
 @pytest.mark.parametrize("weights", ["gptq", "rtn"])
