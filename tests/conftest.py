@@ -151,20 +151,10 @@ def make_tiny_config() -> Callable[..., dict[str, Any]]:
     return tiny_config
 
 
-def _byte_tokenizer() -> Any:
-    """One token a byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
 @pytest.fixture(scope="session")
 def write_model(tiny_model: Callable[..., TinyModel]) -> Callable[..., Path]:
     """Write a whole model folder: `write_model(directory, family="llama", dtype=None, **config changes) -> Path`."""
+    from byte_tokenizer import write_tokenizer
     from safetensors.torch import save_file
 
     from bdq_export.checkpoint import to_checkpoint_names
@@ -177,8 +167,7 @@ def write_model(tiny_model: Callable[..., TinyModel]) -> Callable[..., Path]:
             {name: value.to(dtype or value.dtype) for name, value in stored.items()}, directory / "model.safetensors"
         )
         (directory / "config.json").write_text(json.dumps(tiny.config))
-        _byte_tokenizer().save(str(directory / "tokenizer.json"))
-        (directory / "tokenizer_config.json").write_text("{}")
+        write_tokenizer(directory)
         return directory
 
     return write

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from byte_tokenizer import write_tokenizer
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bdq_export import export
 from bdq_export.process_memory import anonymous_bytes, give_back_memory
@@ -68,12 +68,7 @@ def write_model(folder: Path, layers: int) -> int:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    write_tokenizer(folder)
     return sum(tensor.numel() for tensor in tensors.values())
 
 
