@@ -36,7 +36,11 @@ def export_command(
         ),
     ] = _DEFAULTS.scheme,
     transform: Annotated[
-        str, typer.Option(help=f"{', '.join(TRANSFORMS)}; auto measures and keeps the best, spin learns rotations.")
+        str,
+        typer.Option(
+            help=f"{', '.join(TRANSFORMS)}; auto measures and keeps the best; spin learns rotations, kronecker "
+            "FlatQuant's matrices."
+        ),
     ] = _DEFAULTS.transform,
     weights: Annotated[str, typer.Option(help=f"{', '.join(WEIGHTS)}: how weights are rounded.")] = _DEFAULTS.weights,
     block_size: Annotated[
