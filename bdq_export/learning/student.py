@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.functional import linear
 
 from bdq_export.calibration.precision import product_dtype
 from bdq_export.fake_quant.activations import fake_quantize_tokens
 from bdq_export.fake_quant.attention import HeadTransform, attention_inputs
 from bdq_export.learning.parameters import Parameters, all_sites, modules_of
+from bdq_export.learning.scaled_product import ScaledWeight, scaled_product
 from bdq_export.learning.state import QuantizedModel
 from bdq_export.learning.straight_through import rotate, row_values, token_codes
-from bdq_export.quantize.grid import to_blocks
 from bdq_export.transform.kronecker import apply_kronecker
 from bdq_models import Architecture, Dimensions
-from bdq_runtime.packing import QuantizedWeight
 from bdq_runtime.specs import ActivationQuantization
 
 if TYPE_CHECKING:
@@ -133,65 +131,15 @@ class _Linear:
         self._source = source
         self._bias: Tensor | None = module._parameters.get("bias")
         self._parts = [
-            _Part.of(weight[start:stop], state.quantized.get(name), parameters.scales.get(name))
+            ScaledWeight.of(weight[start:stop], state.quantized.get(name), parameters.scales.get(name), product_dtype())
             for name, start, stop in parts
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
         operand = self._source(x)
-        outputs = [linear(operand.values, part.weight()).float() for part in self._parts]
+        outputs = [scaled_product(operand.values, operand.steps, part.log_factors, part) for part in self._parts]
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if operand.steps is not None:
-            y = y * operand.steps
-        y = y * torch.cat([part.output_scales() for part in self._parts])
         return y if self._bias is None else y + self._bias
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The rows of a module that are one linear of the model.
-
-    Attributes:
-        values: what products read, in their dtype: `[N, K]` integers where a row has one scale, else the dequantized
-            weight `[N, B, block]`, whose last block ends in zeros.
-        columns: K.
-        scales: `[N]`, those of rows that have one; else ones.
-        log_factors: of the scales, `[N, 1]` or `[N, B]`; None where the weight is not quantized.
-    """
-
-    values: Tensor
-    columns: int
-    scales: Tensor
-    log_factors: Parameter | None
-
-    @classmethod
-    def of(cls, weight: Tensor, quantized: QuantizedWeight | None, log_factors: Parameter | None) -> _Part:
-        """The part whose dequantized weight is `weight` `[N, K]`."""
-        rows, columns = weight.shape
-        scales = torch.ones(rows)
-        if quantized is not None and quantized.scales.shape[1] == 1:
-            # Integers then, which bfloat16 holds exactly; a row of zeros has any scale.
-            scales = torch.from_numpy(quantized.scales[:, 0])
-            scales = torch.where(scales == 0, 1.0, scales)
-        values = weight / scales[:, None]
-        if log_factors is not None and log_factors.shape[1] > 1:
-            assert quantized is not None, "only scales of quantized weights are learned"
-            values = to_blocks(values, quantized.spec)
-        return cls(values.to(product_dtype()), columns, scales, log_factors)
-
-    def weight(self) -> Tensor:
-        """`[N, K]` for a product; learned factors of blocks are in it."""
-        if self.values.dim() == 2 or self.log_factors is None:
-            return self.values
-        # In float32: a factor of 1.001 is 1 in bfloat16.
-        scaled = self.values.float() * self.log_factors.exp().unsqueeze(-1)
-        return scaled.flatten(1)[:, : self.columns].to(self.values.dtype)
-
-    def output_scales(self) -> Tensor:
-        """`[N]` that outputs are multiplied with."""
-        if self.log_factors is None or self.values.dim() == 3:
-            return self.scales
-        return self.scales * self.log_factors[:, 0].exp()
 
 
 def _scaled_output(log_factors: Parameter) -> Callable[[Module, Any, Tensor], Tensor]:

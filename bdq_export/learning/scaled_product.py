@@ -1,0 +1,127 @@
+"""A product with a weight whose codes are fixed: gradients of its inputs, their steps and the factors on its scales.
+
+One function instead of a chain of products: on a processor the chain spends most of its time writing gradients of
+intermediate values to memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import linear
+
+from bdq_export.quantize.grid import to_blocks
+from bdq_runtime.packing import QuantizedWeight
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledWeight:
+    """The rows of a module that are one linear of the model.
+
+    Attributes:
+        values: what products read, in their dtype: `[N, K]` integers where a row has one scale, else the dequantized
+            weight `[N, B, block]`, whose last block ends in zeros.
+        columns: K.
+        scales: `[N]`, those of rows that have one; else ones.
+        log_factors: of the scales, `[N, 1]` or `[N, B]`; None where the weight is not quantized.
+    """
+
+    values: Tensor
+    columns: int
+    scales: Tensor
+    log_factors: Parameter | None
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, quantized: QuantizedWeight | None, log_factors: Parameter | None, dtype: torch.dtype
+    ) -> ScaledWeight:
+        """The part whose dequantized weight is `weight` `[N, K]`, for products in `dtype`."""
+        rows, columns = weight.shape
+        scales = torch.ones(rows)
+        if quantized is not None and quantized.scales.shape[1] == 1:
+            # Integers then, which bfloat16 holds exactly; a row of zeros has any scale.
+            scales = torch.from_numpy(quantized.scales[:, 0])
+            scales = torch.where(scales == 0, 1.0, scales)
+        values = weight / scales[:, None]
+        if log_factors is not None and log_factors.shape[1] > 1:
+            assert quantized is not None, "only scales of quantized weights are learned"
+            values = to_blocks(values, quantized.spec)
+        return cls(values.to(dtype), columns, scales, log_factors)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a row has a factor for each of its blocks."""
+        return self.values.dim() == 3
+
+    def matrix(self) -> Tensor:
+        """`[N, K]` for a product; learned factors of blocks are in it."""
+        if self.log_factors is None or not self.in_blocks:
+            return self.values
+        # Multiplied in float32: a factor of 1.001 is 1 in bfloat16.
+        scaled = torch.empty_like(self.values)
+        torch.mul(self.values, self.log_factors.detach().exp().unsqueeze(-1), out=scaled)
+        return scaled.flatten(1)[:, : self.columns]
+
+    def output_scales(self) -> Tensor:
+        """`[N]` that outputs are multiplied with."""
+        if self.log_factors is None or self.in_blocks:
+            return self.scales
+        return self.scales * self.log_factors.detach()[:, 0].exp()
+
+    def factor_gradient(self, matrix: Tensor, by_matrix: Tensor) -> Tensor:
+        """Gradient of `log_factors` `[N, B]` from that of `matrix()`, both `[N, K]`."""
+        products = matrix.float() * by_matrix.float()
+        padding = self.values.shape[1] * self.values.shape[2] - self.columns
+        return torch.nn.functional.pad(products, (0, padding)).view(self.values.shape).sum(-1)
+
+
+def scaled_product(values: Tensor, steps: Tensor | None, log_factors: Tensor | None, weight: ScaledWeight) -> Tensor:
+    """`values` times `weight`, float32 `[..., N]`.
+
+    Args:
+        values: `[..., K]` of `product_dtype`; gets a gradient.
+        steps: `[..., 1]` that `values` count, or None where they are no integers; gets a gradient.
+        log_factors: those of `weight`, which get a gradient through here.
+        weight: what to multiply with.
+    """
+    result: Tensor = _ScaledProduct.apply(values, steps, log_factors, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ScaledProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, steps: Tensor | None, _log_factors: Tensor | None, weight: ScaledWeight
+    ) -> Tensor:
+        matrix, scales = weight.matrix(), weight.output_scales()
+        result = linear(values, matrix).float()
+        result *= scales
+        if steps is not None:
+            result *= steps
+        ctx.save_for_backward(values, steps, matrix, scales, result)
+        ctx.weight = weight
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        values, steps, matrix, scales, result = ctx.saved_tensors
+        weight: ScaledWeight = ctx.weight
+        _, needs_steps, needs_factors, _ = ctx.needs_input_grad
+        by_steps = by_factors = None
+        if needs_steps or (needs_factors and not weight.in_blocks):
+            # The result is proportional to its step and to its row's factor.
+            shares = gradient * result
+            by_steps = shares.sum(-1, keepdim=True) / steps if needs_steps else None
+            by_factors = shares.flatten(0, -2).sum(0)[:, None]
+        inner = gradient * scales
+        if steps is not None:
+            inner *= steps
+        inner = inner.to(matrix.dtype)
+        if needs_factors and weight.in_blocks:
+            by_matrix = inner.flatten(0, -2).t() @ values.flatten(0, -2)
+            by_factors = weight.factor_gradient(matrix, by_matrix)
+        return inner @ matrix, by_steps, by_factors if needs_factors else None, None
