@@ -1,6 +1,7 @@
 """Calibration: from a float model to transforms, quantized weights and activation ranges.
 
-    tokens -> statistics -> candidates, measured -> fold the best -> GPTQ block by block -> measure -> keep or go back
+    tokens -> statistics -> candidates, measured -> fold the best -> curvature of the loss -> GPTQ block by block
+    -> measure -> keep or go back
     -> learn scales around the codes end to end, where the options say so
 
 `--transform none --weights rtn` needs none of it and runs no calibration forward.
@@ -23,6 +24,8 @@ from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.learned_blocks import LearnedBlocks
 from bdq_export.calibration.learned_scales import LearnedScales, learn_scales, tuning_options
 from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.output_curvature import OutputCurvature
+from bdq_export.calibration.output_groups import GPTQ_SEQUENCES
 from bdq_export.calibration.ranges import Range
 from bdq_export.calibration.result import CalibrationResult
 from bdq_export.calibration.selection import (
@@ -51,6 +54,7 @@ from bdq_export.resume import NOWHERE, ProgressStore
 from bdq_export.resume.block_journal import BlockJournal
 from bdq_export.resume.choices import ChosenTransform, bits_from, bits_record
 from bdq_export.transform import Transforms
+from bdq_export.transform.output_scales import output_scales
 from bdq_runtime.packing import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -64,8 +68,6 @@ _HELD_OUT_SHARE = 8
 """One of so many calibration sequences is held out, at least two where there are four."""
 _OBVIOUSLY = 0.7
 """Where inputs are rounded, too, a transform whose loss is below this part of the loss without one needs no check."""
-_GPTQ_SEQUENCES = 32
-"""Enough for Hessians; learning scales takes more."""
 
 
 def calibrate(
@@ -208,7 +210,9 @@ class _Calibration:
         With activations of 8 or more bits the two are close, and a quick GPTQ of a few blocks misjudges them: on
         SmolLM2-135M it preferred `bdq`, 0.040 to 0.047 nats, where the whole one loses 0.129 to 0.103.
         """
-        plain = self._quantize(transformed(self.space, NONE, statistics, self.options.seed), "gptq without a transform")
+        untransformed = transformed(self.space, NONE, statistics, self.options.seed)
+        curvature = self._curvature(untransformed)
+        plain = self._quantize(untransformed, "gptq without a transform", curvature)
         activations, kv = dict(self.space.quantization.activations), dict(self.space.quantization.kv)
         self.space.install(self.space.weights)  # drops the dequantized ones
         give_back_memory()
@@ -216,7 +220,10 @@ class _Calibration:
         flatness, self.flatness = self.flatness, {}
         bits = self.bits
         warnings, self.warnings = self.warnings, []
-        found = self._quantize(best)
+        scales = output_scales(self.space.architecture, self.space.dimensions, best.transforms)
+        if curvature is not None:
+            curvature = None if scales is None or self._learns_blocks(best) else replace(curvature, scales=scales)
+        found = self._quantize(best, curvature=curvature)
         both = f"with GPTQ {found.loss:.4f} nats, {plain.loss:.4f} without a transform"
         if found.loss < plain.loss:
             return found, f"{reason}; {both}"
@@ -260,20 +267,24 @@ class _Calibration:
                 "commute with one"
             )
 
-    def _quantize(self, candidate: Transformed, stage: str = "gptq") -> _Quantized:
-        """Quantize everything for good; the model computes with it afterwards."""
+    def _quantize(
+        self, candidate: Transformed, stage: str = "gptq", curvature: OutputCurvature | None = None
+    ) -> _Quantized:
+        """Quantize everything for good, by `curvature` where it is known already; the model computes with it then."""
         if self.options.target_bits is not None:
             chosen = self._bits(candidate, stage)
             self.bits = chosen.choice
             self.space = replace(self.space, spec_of=linear_specs(self.options, chosen.bits))
         space, architecture = self.space, self.space.architecture
+        if curvature is None:
+            curvature = self._curvature(candidate)
         space.install(candidate.weights, candidate.online)
         tied = f"{architecture.lm_head}.weight" not in candidate.weights
         quantized = round_ends(candidate.weights, end_specs(self.options, architecture, space.dimensions, tied))
         space.set_quantized(quantized)
         tuning = self._tuning(candidate)
         if self.options.weights == "gptq":
-            few = replace(space, tokens=space.tokens[: parallel.share(_GPTQ_SEQUENCES)])
+            few = self._few()
             blocks = self._learned_blocks(few, candidate)
             if tuning is not None and blocks is not None:
                 tuning = replace(tuning, learned=blocks.found)
@@ -293,6 +304,7 @@ class _Calibration:
                 stage_name=stage,
                 before_block=None if blocks is None else blocks.learn,
                 grids=None if blocks is None else blocks.found.grids,
+                curvature=curvature,
                 journal=BlockJournal(
                     self.store, stage, {name: part for name, part in parts.items() if part is not None}
                 ),
@@ -307,16 +319,33 @@ class _Calibration:
             self.flatness.update(tuning.flatness)
         if space.dynamic is not None:
             space.quantize_head(space.dynamic)
-        return _Quantized(candidate, quantized, space.measure(self.loss))
+        loss = space.measure(self.loss)
+        logger.info("%s: held-out loss %.4f", stage, loss)
+        return _Quantized(candidate, quantized, loss)
 
     def _learned_blocks(self, space: Workspace, candidate: Transformed) -> LearnedBlocks | None:
         """The block-wise stage: FlatQuant's, or ours where the effort is best and no rotation is shared by blocks."""
         if candidate.name == KRONECKER:
             return LearnedBlocks(self.space, candidate, flatquant_options(self.options.seed), float_inputs=True)
-        learns = self.options.learns and self.options.effort == "best" and space.rotates_online
-        if not learns or candidate.transforms.residual_rotation is not None:
+        if not self._learns_blocks(candidate):
             return None
         return LearnedBlocks(space, candidate, BlockOptions(seed=self.options.seed))
+
+    def _learns_blocks(self, candidate: Transformed) -> bool:
+        if candidate.name == KRONECKER:
+            return True
+        learns = self.options.learns and self.options.effort == "best" and self.space.rotates_online
+        return learns and candidate.transforms.residual_rotation is None
+
+    def _few(self) -> Workspace:
+        """The same with the tokens of GPTQ."""
+        return replace(self.space, tokens=self.space.tokens[: parallel.share(GPTQ_SEQUENCES)])
+
+    def _curvature(self, candidate: Transformed) -> OutputCurvature | None:
+        """Of `candidate` over the tokens of GPTQ; None where not asked for or learned blocks change outputs."""
+        if not self.options.weighs_outputs or self._learns_blocks(candidate):
+            return None
+        return self._few().curvature(candidate.weights, candidate.online, self.options.seed)
 
     def _bits(self, candidate: Transformed, stage: str) -> ChosenBits:
         name = f"{stage.replace(' ', '-')}-bits"

@@ -32,6 +32,8 @@ KEEP_BITS = (2, 3, 4, 8, 16)
 MAX_SEED = 2**63 - 1
 _FEW_BITS = 4
 """Bits of activations or weights from which "standard" learns: activations of so many, or weights of fewer."""
+_MANY_BITS = 8
+"""Bits of weights whose rounding is not worth a measurement of its own."""
 _SAMPLES = {"fast": 24, "standard": 64, "best": 128}
 """Calibration sequences by effort where scales are learned; the fewest of them elsewhere, unless rotations are."""
 
@@ -54,7 +56,8 @@ class ExportOptions:
             not clipped then. None searches both, site by site.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         effort: "fast" learns nothing; "standard" learns scales end to end where activations have 4 bits or fewer or
-            weights fewer than 4; "best" wherever weights are quantized, from more text.
+            weights fewer than 4; "best" wherever weights are quantized, from more text. Where scales are learned and
+            inputs quantized token by token, GPTQ weighs errors of weights by what they do to the predictions.
         loss: what is learned by: "kl" to the float model, "ce", "rce" or "rce-printed" (`learning.losses`).
         loss_delta: δ of the two reverse losses.
         loss_target: what these compare with, "teacher" or "label".
@@ -163,8 +166,20 @@ class ExportOptions:
             return False
         if self.transform == "none" and self.weights == "rtn":  # plain rounding was asked for
             return False
-        few_weights = min(self.target_bits or scheme.weight_bits, scheme.weight_bits) < _FEW_BITS
-        return self.effort == "best" or few_weights or (self.is_per_token and scheme.activation_bits <= _FEW_BITS)
+        return self.effort == "best" or self.rounds_coarsely
+
+    @property
+    def rounds_coarsely(self) -> bool:
+        """Whether activations have so few bits, or weights fewer, that rounding costs much."""
+        scheme = QuantScheme.parse(self.scheme)
+        weight_bits = min(self.target_bits or scheme.weight_bits, scheme.weight_bits)
+        return weight_bits < _FEW_BITS or (self.is_per_token and scheme.activation_bits <= _FEW_BITS)
+
+    @property
+    def weighs_outputs(self) -> bool:
+        """Whether GPTQ weighs errors of outputs and tokens by what they do to the predictions (`output_curvature`)."""
+        bits = min(self.target_bits or FLOAT_BITS, QuantScheme.parse(self.scheme).weight_bits)
+        return self.weights == "gptq" and self.learns and self.is_per_token and bits < _MANY_BITS
 
     @property
     def samples(self) -> int:

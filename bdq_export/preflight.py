@@ -16,6 +16,8 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
                                             these two, and lm_head in bfloat16, where rotations are
              + 4 * tokens * hidden + that    float inputs of a block, where --transform kronecker alone is learned
              + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
+             + outputs * min(outputs, 2048)    a factor for each linear, where GPTQ weighs outputs; before there are
+             + 4 * layers * tokens * hidden - 5 P  codes, inputs of all blocks: if that is more than learning takes
              + 8 * length * vocab           logits of one sequence
 
 Where that is more than there is, weights are held one block at a time, with B parameters in a block, and the lines that
@@ -32,6 +34,7 @@ have P or 4 E become
              + 2 E                          embedding and lm_head at 8 bits
              + 64 MB                        tokenizer, reports, graph
              + 2.5 P                        codes, one block at a time; and 2 P while text is sampled
+             + the two lines of GPTQ's outputs, instead of in memory
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdq_export import parallel
+from bdq_export.calibration.output_groups import GPTQ_SEQUENCES, group_sizes
 from bdq_export.checkpoint.directory import Checkpoint
 from bdq_export.errors import InvalidInputError, ResourceError
 from bdq_export.options import BDQ, KRONECKER, SPIN, ExportOptions
@@ -100,21 +104,35 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
     if options.transform == KRONECKER:
         memory += 4 * options.samples * options.calib_seq_len * dimensions.hidden_size
         memory += 0 if options.learns else gradient
+    learned = 0
     if options.learns:
-        memory += (6 if streamed else 2) * parameters
-        memory += 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        learned += (6 if streamed else 2) * parameters
+        learned += 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
     elif options.transform == SPIN:
-        memory += 2 * embedding + (4 * parameters if streamed else 0)
+        learned += 2 * embedding + (4 * parameters if streamed else 0)
     if options.learns or options.transform == SPIN:
-        memory += 8 * 4 * 128 * dimensions.vocab_size
-        memory += gradient
+        learned += 8 * 4 * 128 * dimensions.vocab_size + gradient
+    inputs, factors = _curvature_bytes(dimensions, options) if options.weighs_outputs else (0, 0)
+    # Inputs of all blocks are gone before there are quantized weights, and factors before scales are learned.
+    memory += max(learned, 0 if streamed else factors + max(0, inputs - 5 * parameters))
     if options.target_bits is not None:
         memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
     packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding
     disk = 4 * parameters + 4 * embedding + packed + _SIDE_FILES
     if streamed:
         disk += 5 * parameters // 2 + (2 * parameters if options.calib == "self" else 0)
+        disk += inputs + factors
     return Estimate(memory_bytes=memory, disk_bytes=disk, streamed=streamed)
+
+
+def _curvature_bytes(dimensions: Dimensions, options: ExportOptions) -> tuple[int, int]:
+    """Of the inputs of all blocks, and of a float16 factor for each group of outputs of each linear."""
+    hidden, mlp = dimensions.hidden_size, dimensions.intermediate_size
+    queries, keys = dimensions.heads * dimensions.head_dim, dimensions.kv_heads * dimensions.head_dim
+    outputs = (queries, keys, keys, hidden, mlp, mlp, hidden)
+    factors = sum(size * size for count in outputs for size in group_sizes(count))
+    tokens = min(options.samples, GPTQ_SEQUENCES) * options.calib_seq_len
+    return dimensions.layers * 4 * tokens * hidden, dimensions.layers * factors
 
 
 def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, low_memory: bool = False) -> Estimate:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
-from bdq_export.calibration.output_gradients import SiteGradients, site_gradients
+from bdq_export.calibration.output_gradients import SiteGradients, label_seeds, site_gradients
 from bdq_export.calibration.selection import Transformed
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.options import ExportOptions
@@ -66,9 +66,9 @@ def choose_bits(space: Workspace, candidate: Transformed, options: ExportOptions
     by_module = {group.site.module: group for group in budget.groups}
     losses: dict[str, dict[int, float]] = {}
     with space.progress.stage("choose bits", total=space.dimensions.layers) as stage:
-        for sites in site_gradients(
-            runner, space.architecture, space.dimensions, candidate.online, options.seed + _SEED + parallel.rank()
-        ):
+        seeds = label_seeds(options.seed + _SEED, len(tokens))
+        for parts in site_gradients(runner, space.architecture, space.dimensions, candidate.online, seeds):
+            (sites,) = parts  # so few tokens are one batch
             for seen in sites:
                 group = by_module.get(seen.site.module)
                 if group is not None:

@@ -43,14 +43,22 @@ class BlockRunner:
         layers: path of its list of decoder blocks.
         tokens: calibration tokens `[samples, seq_len]`.
         fast: allow bfloat16 products where the processor has them.
+        batch_tokens: run together.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: str, tokens: Tensor, fast: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: str,
+        tokens: Tensor,
+        fast: bool = True,
+        batch_tokens: int = _BATCH_TOKENS,
+    ) -> None:
         self.model = model
         self.layers = layers
         self.blocks: list[Module] = list(model.get_submodule(layers).children())
         # Several processes together have batches as large as one alone, in the same halves (see `statistics.shrunk`).
-        self._batch = parallel.share(_BATCH_TOKENS // tokens.shape[1])
+        self._batch = parallel.share(batch_tokens // tokens.shape[1])
         self._tokens = tokens
         self._fast = fast
         self._calls: dict[int, list[dict[str, Any]]] = {}

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EPOCHS = {"standard": 3, "best": 6}
+_RATE, _SMALL_RATE = 3e-3, 5e-4
+"""Where there is much to gain, and where there is little: after 30 steps of w4a16 (blocks of 128) the larger rate had
+made 0.0962 nats 0.1010, the smaller one 0.1037 nats 0.0994."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class LearnedScales:
 def tuning_options(options: ExportOptions) -> TuningOptions:
     """How the stage runs for an export."""
     loss = Loss(options.loss, options.loss_delta, options.loss_target)
-    return TuningOptions(epochs=_EPOCHS[options.effort], loss=loss, seed=options.seed)
+    rate = _RATE if options.rounds_coarsely else _SMALL_RATE
+    return TuningOptions(epochs=_EPOCHS[options.effort], rate=rate, loss=loss, seed=options.seed)
 
 
 def learn_scales(

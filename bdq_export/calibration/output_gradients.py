@@ -4,12 +4,12 @@ With labels drawn from the model's distributions, the second moment of a gradien
 the curvature of KL(float ‖ quantized): to second order a small error of the outputs costs half of it.
 
 Blocks are run backwards one at a time, each recomputed from its stored input: memory is one block's activations plus
-`4 * layers * tokens * hidden` bytes.
+`2 * layers * tokens * hidden` bytes (4 where the processor does not multiply bfloat16).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
-from bdq_export.calibration.precision import fast_matmuls
+from bdq_export.calibration.draw import draw
+from bdq_export.calibration.precision import fast_matmuls, product_dtype
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.fake_quant import apply_online
 from bdq_export.fake_quant.rounding import straight_through
@@ -51,25 +53,33 @@ def site_gradients(
     architecture: Architecture,
     dimensions: Dimensions,
     online: Mapping[str, OnlineTransform],
-    seed: int,
-) -> Iterator[tuple[SiteGradients, ...]]:
-    """The sites of each block, from the last block to the first.
+    seeds: Sequence[int],
+    keep: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+) -> Iterator[Iterator[tuple[SiteGradients, ...]]]:
+    """The sites of each block, from the last block to the first; of each block batch by batch of the tokens.
 
     Args:
         runner: of a float model whose inputs nothing else transforms.
         architecture: its family.
         dimensions: its sizes.
         online: what each linear applies to its input first, by canonical path.
-        seed: of the labels.
+        seeds: of the labels of each sequence (see `label_seeds`).
+        keep: puts inputs of blocks where they are held until the block is run backwards.
     """
     with _transforming(runner, architecture, dimensions, online):
-        hidden = [runner.embedded()]
+        hidden, inputs = runner.embedded(), []
         for layer in range(dimensions.layers):
-            hidden.append(runner.run(layer, hidden[-1]))
-        gradient = _label_gradient(runner, hidden.pop(), seed)
+            inputs.append(keep(hidden.to(product_dtype())))
+            hidden = runner.run(layer, hidden)
+        gradient = _label_gradient(runner, hidden, seeds)
+        del hidden
         for layer in reversed(range(dimensions.layers)):
-            found, gradient = _through_block(runner, architecture, dimensions, layer, hidden.pop(), gradient)
-            yield found
+            before: list[Tensor] = []
+            parts = _through_block(runner, architecture, dimensions, layer, inputs.pop().float(), gradient, before)
+            yield parts
+            for _ in parts:
+                pass
+            gradient = torch.cat(before)
 
 
 @contextmanager
@@ -92,18 +102,24 @@ def _online_hook(transform: OnlineTransform) -> Callable[[Module, tuple[Any, ...
     return hook
 
 
-def _label_gradient(runner: BlockRunner, hidden: Tensor, seed: int) -> Tensor:
+def label_seeds(seed: int, count: int) -> list[int]:
+    """Seeds for this process's `count` sequences (of `parallel.shard`): the same however many processes there are."""
+    return [seed + parallel.rank() + index * parallel.size() for index in range(count)]
+
+
+def _label_gradient(runner: BlockRunner, hidden: Tensor, seeds: Sequence[int]) -> Tensor:
     """Gradient, at the outputs `hidden` of the last block, of the log-likelihood of labels drawn from the model."""
     norm, head = runner.ends()
-    generator = torch.Generator().manual_seed(seed)
     gradients: list[Tensor] = []
-    with torch.enable_grad():
-        for rows in torch.split(hidden.flatten(0, 1), _ROWS):
+    for sequence, seed in zip(hidden, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for rows in torch.split(sequence, _ROWS):
             leaf = rows.clone().requires_grad_()
-            likelihoods = torch.log_softmax(head(norm(leaf)).float(), -1)
-            labels = torch.multinomial(likelihoods.detach().exp(), 1, generator=generator)
+            with torch.enable_grad(), fast_matmuls():
+                likelihoods = torch.log_softmax(head(norm(leaf)).float(), -1)
+            labels = draw(likelihoods.detach(), generator)
             gradients += torch.autograd.grad(likelihoods.gather(-1, labels).sum(), leaf)
-    return torch.cat(gradients).reshape(hidden.shape)
+    return torch.cat([hidden.new_empty(0, hidden.shape[-1]), *gradients]).reshape(hidden.shape)
 
 
 def _through_block(
@@ -113,34 +129,37 @@ def _through_block(
     layer: int,
     hidden: Tensor,
     gradient: Tensor,
-) -> tuple[tuple[SiteGradients, ...], Tensor]:
-    """The sites of a block, and the gradient at its input, from the gradient at its output."""
+    before: list[Tensor],
+) -> Iterator[tuple[SiteGradients, ...]]:
+    """The sites of a block for each batch, from the gradient at its output; that at its input goes to `before`."""
     sites = block_sites(architecture, dimensions, layer)
-    inputs: dict[str, list[Tensor]] = {}
-    outputs: dict[str, list[Tensor]] = {}
-    before = []
     slices = {path: locate_linear(architecture, dimensions, path) for site in sites for path in site.paths}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     with ExitStack() as stack, fast_matmuls():
         for name in dict.fromkeys(each.module for each in slices.values()):
-            hook = _recorder(inputs.setdefault(name, []), outputs.setdefault(name, []))
+            hook = _recorder(name, inputs, outputs)
             stack.callback(runner.model.get_submodule(name).register_forward_hook(hook).remove)
         for leaf, result, above in runner.run_with_gradients(layer, hidden, gradient):
             torch.autograd.backward(result, above)
             assert leaf.grad is not None
             before.append(leaf.grad)
-    found = []
-    grads = {name: torch.cat([_rows(_grad(each)) for each in parts]) for name, parts in outputs.items()}
-    for site in sites:
-        parts = {path: grads[slices[path].module][:, slices[path].start : slices[path].stop] for path in site.paths}
-        found.append(SiteGradients(site, torch.cat([_rows(each) for each in inputs[site.module]]), parts))
-    return tuple(found), torch.cat(before)
+            grads = {name: _rows(_grad(output)) for name, output in outputs.items()}
+            outputs.clear()
+            found = []
+            for site in sites:
+                parts = {path: grads[at.module][:, at.start : at.stop] for path in site.paths for at in (slices[path],)}
+                found.append(SiteGradients(site, _rows(inputs[site.module]), parts))
+            yield tuple(found)
 
 
-def _recorder(inputs: list[Tensor], outputs: list[Tensor]) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
+def _recorder(
+    name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
     def hook(_module: Module, given: tuple[Any, ...], output: Tensor) -> None:
         output.retain_grad()
-        inputs.append(given[0].detach())
-        outputs.append(output)
+        inputs[name] = given[0].detach()
+        outputs[name] = output
 
     return hook
 

@@ -25,7 +25,7 @@ class InputStatistics:
         low: least value of all.
         high: largest value of all.
         flatness: of the first tokens' inputs as one matrix (see `bdq_export.transform.flatness`).
-        hessian: mean of x xᵀ, float32 `[K, K]`, if it was asked for, correlations `shrunk`.
+        hessian: (weighted) mean of x xᵀ, float32 `[K, K]`, if it was asked for, correlations `shrunk`.
     """
 
     tokens: int
@@ -38,10 +38,16 @@ class InputStatistics:
 
 
 class InputObserver:
-    """Collects `InputStatistics` for the modules it is called with; an `Observer` of `BlockRunner.run`."""
+    """Collects `InputStatistics` for the modules it is called with; an `Observer` of `BlockRunner.run`.
 
-    def __init__(self, hessians: bool = False) -> None:
+    Args:
+        hessians: collect those, too.
+        weights: of the tokens in Hessians, in the order in which they come, with a mean of 1; None counts all alike.
+    """
+
+    def __init__(self, hessians: bool = False, weights: Tensor | None = None) -> None:
         self._hessians = hessians
+        self._weights = weights
         self._sums: dict[str, _Sums] = {}
 
     def __call__(self, path: str, inputs: Tensor) -> None:
@@ -49,7 +55,12 @@ class InputObserver:
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         if path not in self._sums:
             self._sums[path] = _Sums(rows, self._hessians)
-        self._sums[path].add(rows)
+        sums = self._sums[path]
+        sums.add(rows, self._weights_of(sums.tokens, rows))
+
+    def _weights_of(self, start: int, rows: Tensor) -> Tensor | None:
+        """Weights `[tokens, 1]` of `rows` `[tokens, K]` that come after `start` others of their module."""
+        return None if self._weights is None else self._weights[start : start + len(rows), None]
 
     def statistics(self, path: str) -> InputStatistics:
         """What was seen of `path`.
@@ -100,7 +111,7 @@ class _Sums:
         self.grams = (torch.zeros(size, size), torch.zeros(size, size)) if hessian else None
         self._finished: InputStatistics | None = None
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
         self.tokens += rows.shape[0]
         low, high = rows.amin(0), rows.amax(0)
         self.absmax = torch.maximum(self.absmax, torch.maximum(-low, high))
@@ -109,8 +120,9 @@ class _Sums:
         if self.grams is None:
             return
         # float32 also under autocast: rounding to bfloat16 can make the matrix indefinite.
+        weighted = rows if weights is None else rows * weights.sqrt()
         with torch.autocast("cpu", enabled=False):
-            for gram, half in zip(self.grams, rows.tensor_split(2), strict=True):
+            for gram, half in zip(self.grams, weighted.tensor_split(2), strict=True):
                 gram.addmm_(half.t(), half)
 
     def finish(self) -> InputStatistics:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from bdq_export.calibration.draw import draw
 from bdq_export.calibration.kv_cache import preallocated_cache
 from bdq_export.calibration.openings import FREE, Openings
 from bdq_export.calibration.writer import text_writer
@@ -170,19 +171,9 @@ def _write(
     stage.advance(fixed.shape[0])
     for column in fixed[:, 1:].T[..., None]:
         output = model(input_ids=written[-1], past_key_values=cache, use_cache=True)
-        token = _draw(output.logits[:, -1].float(), generator)
+        token = draw(output.logits[:, -1].float(), generator)
         if restart is not None:
             token = torch.where(torch.isin(written[-1], restart[0]), restart[1], token)
         written.append(torch.where(column == FREE, token, column))
         stage.advance(fixed.shape[0])
     return torch.cat(written, 1)
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token `[batch, 1]` for each row of logits: the inverse of the cumulated chances at a random point.
-
-    Half the time of `torch.multinomial`, which draws a random number for each word of the vocabulary.
-    """
-    cumulated = logits.softmax(-1).cumsum(-1)
-    point = torch.rand(logits.shape[0], 1, generator=generator) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, point, right=True).clamp_(max=logits.shape[1] - 1)

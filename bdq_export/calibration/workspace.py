@@ -14,12 +14,16 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.candidates import Energies
 from bdq_export.calibration.dynamic import LM_HEAD_BITS, DynamicBits, MutableQuantization
 from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.output_curvature import OutputCurvature, output_curvature
+from bdq_export.calibration.output_gradients import label_seeds
 from bdq_export.calibration.ranges import Range, observe_ranges
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.static_activations import static_activations
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
 from bdq_export.fake_quant import FakeQuantization, attach
 from bdq_export.float_model import ModelDescription, load_float_model, replace_weights
+from bdq_export.lazy_weights import LazyWeights
+from bdq_export.process_memory import give_back_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.correction import FloatInputs
 from bdq_export.quantize.grid import FEW_RATIOS, better_grid_kind
@@ -33,6 +37,10 @@ from bdq_runtime.specs import ActivationQuantization, OnlineTransform
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LABEL_SEED = 1299709
+"""Apart from the seeds of rotations and signs, which count up from the export's."""
+_GRADIENT_TOKENS = 2048
+"""Run backwards together: what a block keeps for its gradient is in memory for so many."""
 _STATISTICS_TOKENS = 4096
 """Enough for E[x²] of a channel; Hessians take all tokens."""
 
@@ -102,6 +110,31 @@ class Workspace:
         if online:
             attach(twin, self.architecture, self.dimensions, FakeQuantization(online=online))
         return FloatInputs(BlockRunner(twin, self.architecture.layers, self.tokens))
+
+    def curvature(
+        self, weights: Mapping[str, Tensor], online: Mapping[str, OnlineTransform], seed: int
+    ) -> OutputCurvature:
+        """Of the loss of the model with float `weights` after `online`, over the calibration tokens.
+
+        The model computes with `weights` afterwards, without `online`.
+
+        Args:
+            weights: canonical ones.
+            online: what each linear applies to its input first, by canonical path.
+            seed: of the export.
+        """
+        self.install(weights)
+        found = output_curvature(
+            BlockRunner(self.model, self.architecture.layers, self.tokens, batch_tokens=_GRADIENT_TOKENS),
+            self.architecture,
+            self.dimensions,
+            online,
+            label_seeds(seed + _LABEL_SEED, len(self.tokens)),
+            self.progress,
+            weights.scratch if isinstance(weights, LazyWeights) else None,
+        )
+        give_back_memory()
+        return found
 
     def linears(self) -> list[str]:
         """Canonical paths of all linears of the decoder blocks."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.output_curvature import OutputCurvature
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.statistics import InputObserver
 from bdq_export.float_model import replace_weights
@@ -79,6 +80,7 @@ def quantize_blocks(
     before_block: BeforeBlock | None = None,
     journal: Journal | None = None,
     grids: Mapping[str, Grid] | None = None,
+    curvature: OutputCurvature | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -100,6 +102,8 @@ def quantize_blocks(
             change `weights` of that block.
         journal: has the results of blocks that need not be done again, and gets those of the others.
         grids: canonical weight name -> grid to round to, looked up at each site; others are searched.
+        curvature: of the float model's loss by the outputs of all linears, over the runner's tokens; None takes all
+            outputs and tokens for equally important.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -120,10 +124,17 @@ def quantize_blocks(
             for site in () if restored else sites:
                 if prepare is not None:
                     prepare(runner, site, hidden, weights)
-                observer = InputObserver(hessians=True) if floats is None else floats.observer(site.module)
+                if floats is not None:
+                    # Weighted tokens are fewer tokens: of a few hundred, the correction made 0.01 nats 23.
+                    observer: InputObserver = floats.observer(site.module)
+                else:
+                    token_weights = None if curvature is None else curvature.weights[site.module]
+                    observer = InputObserver(hessians=True, weights=token_weights)
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
                 done.flatness[site.module] = observer.statistics(site.module).flatness
-                quantized = _quantize_site(site, observer, weights, spec_of, options, done, odd_grids, grids or {})
+                quantized = _quantize_site(
+                    site, observer, weights, spec_of, options, done, odd_grids, grids or {}, curvature
+                )
                 set_quantized(runner.model, architecture, quantized)
                 done.quantized.update(quantized)
             if journal is not None and not restored:
@@ -244,6 +255,7 @@ def _quantize_site(
     result: SequentialResult,
     odd_grids: bool,
     grids: Mapping[str, Grid],
+    curvature: OutputCurvature | None,
 ) -> dict[str, QuantizedWeight]:
     """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
     hessian = observer.statistics(site.module).hessian
@@ -264,11 +276,19 @@ def _quantize_site(
         elif odd_grids:
             spec = better_grid_kind(stacked, spec, hessian.diagonal())
             spec = replace(spec, grid=(parallel.from_first(spec.grid.encode()) or b"").decode())
-        # Rows are independent of each other: every process rounds its part.
-        if grid is not None:
-            grid = Grid(parallel.shard(grid.scales), parallel.shard(grid.zero_points), spec)
-        done = gptq(parallel.shard(stacked), hessian, spec, options, grid)
-        quantized.update(split_rows_of(_all_rows(done.weight), {name: weights[name].shape[0] for name in names}))
+        coupled: list[Tensor] = []
+        if curvature is not None:
+            for name in names:
+                coupled += curvature.factors(name.removesuffix(".weight"))
+        if coupled:  # a linear is one group as a rule: every process rounds it
+            done = gptq(stacked, hessian, spec, options, grid, coupled)
+            rows = done.weight
+        else:  # rows are independent of each other: every process rounds its part
+            if grid is not None:
+                grid = Grid(parallel.shard(grid.scales), parallel.shard(grid.zero_points), spec)
+            done = gptq(parallel.shard(stacked), hessian, spec, options, grid)
+            rows = _all_rows(done.weight)
+        quantized.update(split_rows_of(rows, {name: weights[name].shape[0] for name in names}))
         if done.fallback is not None:
             result.fallbacks.update(dict.fromkeys(names, done.fallback))
     return quantized

@@ -117,8 +117,8 @@ def test_auto_is_never_worse_than_no_transform(tiny_model, monkeypatch):
     final = {}
     real = module._Calibration._quantize
 
-    def recorded(self, candidate, *stage):
-        found = real(self, candidate, *stage)
+    def recorded(self, candidate, *stage, **more):
+        found = real(self, candidate, *stage, **more)
         final[candidate.name] = found.loss
         return found
 
@@ -147,8 +147,8 @@ def test_auto_goes_back_when_the_final_weights_are_worse(options, tiny_model, mo
     real = module._Calibration._quantize
     penalty = {"smooth": 100.0, "none": 0.0}
 
-    def penalized(self, candidate, *stage):
-        found = real(self, candidate, *stage)
+    def penalized(self, candidate, *stage, **more):
+        found = real(self, candidate, *stage, **more)
         return replace(found, loss=found.loss + penalty[candidate.name])
 
     monkeypatch.setattr(module._Calibration, "_quantize", penalized)

@@ -43,9 +43,9 @@ def test_auto_leaves_out_a_second_gptq_only_where_the_transform_obviously_wins(t
     tiny, ran = tiny_model("llama"), []
     real = module._Calibration._quantize
 
-    def recorded(self, candidate, *stage):
+    def recorded(self, candidate, *stage, **more):
         ran.append(candidate.name)
-        return real(self, candidate, *stage)
+        return real(self, candidate, *stage, **more)
 
     monkeypatch.setattr(module._Calibration, "_quantize", recorded)
     monkeypatch.setattr(module, "choose", lambda measured, tied: ("bdq-online", "made up"))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bdq_export.calibration.learned_scales import tuning_options
 from bdq_export.errors import UsageError
 from bdq_export.options import ExportOptions, parse_block_size, parse_keep
 from bdq_export.scheme import QuantScheme
@@ -195,3 +196,28 @@ def test_keep_splits_at_the_last_equals_sign() -> None:
 def test_what_is_learned_and_from_how_much_text(options: dict[str, object], learns: bool, samples: int) -> None:
     resolved = ExportOptions(**options)  # type: ignore[arg-type]
     assert (resolved.learns, resolved.samples) == (learns, samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "weighs"),
+    [
+        ({}, False),
+        ({"effort": "best"}, False),
+        ({"scheme": "w4a4kv4"}, True),
+        ({"scheme": "w4a4kv4", "effort": "fast"}, False),
+        ({"scheme": "w4a4kv4", "weights": "rtn"}, False),
+        ({"scheme": "w8a4", "effort": "best"}, False),
+        ({"scheme": "w8a4", "target_bits": 5.0}, True),
+        ({"scheme": "w16a4"}, False),
+        ({"scheme": "w3a3kv3", "effort": "best"}, True),
+    ],
+)
+def test_when_gptq_weighs_outputs(options: dict[str, object], weighs: bool) -> None:
+    assert ExportOptions(**options).weighs_outputs is weighs  # type: ignore[arg-type]
+
+
+def test_scales_are_learned_faster_where_rounding_costs_much() -> None:
+    coarse = [ExportOptions(scheme=scheme) for scheme in ("w4a4kv4", "w2a16", "w4a3")]
+    fine = [ExportOptions(scheme=scheme, effort="best") for scheme in ("w4a16", "w4a8kv8", "w8a16")]
+    rates = [{tuning_options(each).rate for each in group} for group in (coarse, fine)]
+    assert rates == [{3e-3}, {5e-4}]

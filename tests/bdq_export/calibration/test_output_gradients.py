@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bdq_export.calibration import precision
+from bdq_export.calibration import output_gradients, precision
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.calibration.output_gradients import site_gradients
@@ -26,7 +26,7 @@ def by_path(tiny, model, online=None, tokens=TOKENS, seed=0):
     """Canonical path -> (inputs, gradients)."""
     runner = BlockRunner(model, tiny.architecture.layers, tokens)
     found = {}
-    for sites in site_gradients(runner, tiny.architecture, tiny.dimensions, online or {}, seed):
+    for (sites,) in site_gradients(runner, tiny.architecture, tiny.dimensions, online or {}, [seed] * len(tokens)):
         for seen in sites:
             found |= {path: (seen.inputs, seen.gradients[path]) for path in seen.site.paths}
     return found
@@ -64,7 +64,7 @@ def whole_model(tiny, model, labels):
 def test_blocks_one_by_one_give_the_gradients_of_the_whole_model(family, tiny_model, monkeypatch):
     tiny = tiny_model(family)
     model = load_float_model(tiny, tiny.weights)
-    monkeypatch.setattr(torch, "multinomial", lambda chances, _count, generator: chances.argmax(-1, keepdim=True))
+    monkeypatch.setattr(output_gradients, "draw", lambda logits, _generator: logits.argmax(-1, keepdim=True))
     labels = model(TOKENS).logits.argmax(-1)
     expected, found = whole_model(tiny, model, labels), by_path(tiny, model)
     assert found.keys() == expected.keys()
@@ -78,7 +78,7 @@ def test_blocks_one_by_one_give_the_gradients_of_the_whole_model(family, tiny_mo
 
 def test_gradients_go_through_online_transforms(tiny_model, monkeypatch):
     tiny = tiny_model("llama")
-    monkeypatch.setattr(torch, "multinomial", lambda chances, _count, generator: chances.argmax(-1, keepdim=True))
+    monkeypatch.setattr(output_gradients, "draw", lambda logits, _generator: logits.argmax(-1, keepdim=True))
     model = load_float_model(tiny, tiny.weights)
     plain = by_path(tiny, model)
     diagonal = np.linspace(0.5, 2.0, 96, dtype=np.float32)

@@ -1,0 +1,176 @@
+"""Curvature is the second moment of gradients, in groups and by parts of the tokens, and tokens have weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bdq_export.calibration import output_curvature as module
+from bdq_export.calibration import precision
+from bdq_export.calibration.blocks import BlockRunner
+from bdq_export.calibration.output_curvature import output_curvature
+from bdq_export.calibration.output_gradients import label_seeds, site_gradients
+from bdq_export.calibration.statistics import InputObserver, shrunk
+from bdq_export.float_model import load_float_model, replace_weights
+from bdq_export.progress import QuietProgress
+from bdq_export.quantize import gptq
+from bdq_export.quantize.correction import GapObserver
+from bdq_export.quantize.gptq import output_factor
+from bdq_export.scratch import Scratch, is_mapped
+from bdq_export.transform import Transforms, fold
+from bdq_export.transform.output_scales import output_scales
+from bdq_models import Tie
+
+TOKENS = torch.randint(0, 320, (6, 40), generator=torch.Generator().manual_seed(1))
+SEEDS = label_seeds(5, len(TOKENS))
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(module, "GROUP", 24)
+
+
+def measured(tiny, model, scratch=None):
+    runner = BlockRunner(model, tiny.architecture.layers, TOKENS)
+    return output_curvature(runner, tiny.architecture, tiny.dimensions, {}, SEEDS, QuietProgress(), scratch)
+
+
+def test_factors_are_those_of_the_second_moments_of_gradients_by_groups(tiny_model):
+    tiny = tiny_model("llama")
+    model = load_float_model(tiny, tiny.weights)
+    found = measured(tiny, model)
+    runner = BlockRunner(model, tiny.architecture.layers, TOKENS)
+    seen = 0
+    for (sites,) in site_gradients(runner, tiny.architecture, tiny.dimensions, {}, SEEDS):
+        for site in sites:
+            for path, gradients in site.gradients.items():
+                groups = found.factors(path)
+                assert sum(map(len, groups)) == gradients.shape[1]
+                first, second = gradients.tensor_split(2)
+                for start, group in enumerate(groups):
+                    columns = slice(24 * start, 24 * (start + 1))
+                    moments = shrunk(*(half[:, columns].T @ half[:, columns] for half in (first, second)))
+                    torch.testing.assert_close(
+                        group.double(), output_factor(moments, TOKENS.numel()), rtol=2e-3, atol=2e-3
+                    )
+                    assert not torch.allclose(
+                        group.double() * 1.01, output_factor(moments, TOKENS.numel()), rtol=2e-3, atol=2e-3
+                    )
+                    seen += 1
+    assert seen > 3 * 7
+
+
+def test_a_factor_belongs_to_the_damped_matrix():
+    values = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    curvature = values.T @ values / 50
+    factor = output_factor(curvature, 1000)
+    damped = curvature + 0.02 * curvature.diagonal().mean() * torch.eye(9)
+    assert torch.equal(factor.diagonal(), torch.ones(9, dtype=torch.float64))
+    assert torch.equal(factor, factor.triu())
+    scales = factor @ damped @ factor.T  # D⁻¹ where G⁻¹ = Uᵀ D U
+    torch.testing.assert_close(scales, torch.diag(scales.diagonal()), rtol=0, atol=1e-9)
+
+
+def test_tokens_count_by_the_root_of_their_gradients(tiny_model):
+    tiny = tiny_model("llama")
+    model = load_float_model(tiny, tiny.weights)
+    found = measured(tiny, model)
+    runner = BlockRunner(model, tiny.architecture.layers, TOKENS)
+    for (sites,) in site_gradients(runner, tiny.architecture, tiny.dimensions, {}, SEEDS):
+        for site in sites:
+            if len(site.gradients) > 1:
+                continue
+            weights = found.weights[site.site.module]
+            assert weights.shape == (TOKENS.numel(),)
+            assert float(weights.mean()) == pytest.approx(1.0, abs=1e-5)
+            (gradients,) = site.gradients.values()
+            free = weights < 0.99 * weights.max()
+            ratio = weights[free] / gradients.norm(dim=1)[free]
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_sums_on_disk_are_the_same(tiny_model, tmp_path):
+    tiny = tiny_model("llama")
+    model = load_float_model(tiny, tiny.weights)
+    scratch = Scratch(tmp_path)
+    arrays = []
+    keep = scratch.keep
+    scratch.keep = lambda array: arrays.append(keep(array)) or arrays[-1]
+    held, kept = measured(tiny, model), measured(tiny, model, scratch)
+    assert all(map(is_mapped, arrays))
+    # The inputs of each block, and the factors.
+    assert len(arrays) == tiny.dimensions.layers + sum(map(len, kept.measured.values()))
+    for path, factors in held.measured.items():
+        assert all(map(torch.equal, factors, kept.measured[path]))
+
+
+def test_a_weight_of_two_is_a_token_seen_twice():
+    inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    floats = inputs + torch.randn(8, 6, generator=torch.Generator().manual_seed(3)) * 0.1
+    twice = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 7])
+    counts = torch.bincount(twice).float()
+    for observe in (
+        lambda weights, _rows: InputObserver(hessians=True, weights=weights),
+        lambda weights, rows: GapObserver([floats[rows].bfloat16()], weights),
+    ):
+        weighted, repeated = observe(counts, torch.arange(8)), observe(None, twice)
+        weighted("x", inputs)
+        repeated("x", inputs[twice])
+        one, two = weighted.statistics("x"), repeated.statistics("x")
+        torch.testing.assert_close(one.hessian * 8, two.hessian * 10, rtol=1e-5, atol=1e-5)
+        assert np.isclose(float(one.energy.sum()), float(inputs.double().square().sum() / 8))
+        if isinstance(weighted, GapObserver):
+            torch.testing.assert_close(weighted._gap, repeated._gap, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_go_on_from_batch_to_batch():
+    inputs, weights = torch.randn(10, 4, generator=torch.Generator().manual_seed(2)), torch.rand(10) + 0.5
+    observer = InputObserver(hessians=True, weights=weights)
+    observer("x", inputs[:4])
+    observer("x", inputs[4:])
+    torch.testing.assert_close(
+        observer.statistics("x").hessian.diagonal(), (inputs.square() * weights[:, None]).mean(0)
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_curvature_of_scaled_outputs_is_that_of_the_folded_model(tiny_model, family, monkeypatch):
+    """Diagonals only scale outputs: the factors of the float model serve the folded one, but for what damping adds."""
+    monkeypatch.setattr(gptq, "_OUTPUT_DAMPING", 1e-6)
+    monkeypatch.setattr(gptq, "_CHANCE_DAMPING", 0.0)
+    tiny = tiny_model(family)
+    model = load_float_model(tiny, tiny.weights)
+    generator = torch.Generator().manual_seed(3)
+    edges = [edge for edge in tiny.architecture.edges if edge.tie is not Tie.ROPE_PAIRS]
+    diagonals = {
+        (layer, edge.name): torch.rand(tiny.dimensions.free_channels(edge), generator=generator).double() + 0.5
+        for layer in range(tiny.dimensions.layers)
+        for edge in edges
+    }
+    transforms = Transforms(diagonals=diagonals)
+    scales = output_scales(tiny.architecture, tiny.dimensions, transforms)
+    assert scales
+    plain = measured(tiny, model)
+    replace_weights(model, tiny.architecture, fold(tiny.architecture, tiny.dimensions, tiny.weights, transforms))
+    folded, scaled = measured(tiny, model), replace(plain, scales=scales)
+    for path in scales:
+        for one, two in zip(folded.factors(path), scaled.factors(path), strict=True):
+            assert float((one.double() - two).norm()) <= 0.01 * float((two - torch.eye(len(two))).norm())
+        assert not all(map(torch.equal, plain.factors(path), scaled.factors(path)))
+
+
+def test_mixed_outputs_have_no_scales(tiny_model):
+    tiny = tiny_model("llama")
+    mixed = Transforms(head_rotations={0: torch.eye(tiny.dimensions.head_dim, dtype=torch.float64)})
+    assert output_scales(tiny.architecture, tiny.dimensions, mixed) is None
+
+
+def test_few_tokens_are_damped_more():
+    """Four tokens say nothing of nine outputs but that they are coupled by chance."""
+    values = torch.randn(4, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    few, many = (output_factor(values.T @ values, tokens) - torch.eye(9) for tokens in (4, 4000))
+    assert float(few.norm()) < 0.5 * float(many.norm())
