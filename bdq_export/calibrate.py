@@ -54,7 +54,6 @@ from bdq_export.resume import NOWHERE, ProgressStore
 from bdq_export.resume.block_journal import BlockJournal
 from bdq_export.resume.choices import ChosenTransform, bits_from, bits_record
 from bdq_export.transform import Transforms
-from bdq_export.transform.output_scales import output_scales
 from bdq_runtime.packing import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -210,9 +209,7 @@ class _Calibration:
         With activations of 8 or more bits the two are close, and a quick GPTQ of a few blocks misjudges them: on
         SmolLM2-135M it preferred `bdq`, 0.040 to 0.047 nats, where the whole one loses 0.129 to 0.103.
         """
-        untransformed = transformed(self.space, NONE, statistics, self.options.seed)
-        curvature = self._curvature(untransformed)
-        plain = self._quantize(untransformed, "gptq without a transform", curvature)
+        plain = self._quantize(transformed(self.space, NONE, statistics, self.options.seed), "gptq without a transform")
         activations, kv = dict(self.space.quantization.activations), dict(self.space.quantization.kv)
         self.space.install(self.space.weights)  # drops the dequantized ones
         give_back_memory()
@@ -220,10 +217,7 @@ class _Calibration:
         flatness, self.flatness = self.flatness, {}
         bits = self.bits
         warnings, self.warnings = self.warnings, []
-        scales = output_scales(self.space.architecture, self.space.dimensions, best.transforms)
-        if curvature is not None:
-            curvature = None if scales is None or self._learns_blocks(best) else replace(curvature, scales=scales)
-        found = self._quantize(best, curvature=curvature)
+        found = self._quantize(best)
         both = f"with GPTQ {found.loss:.4f} nats, {plain.loss:.4f} without a transform"
         if found.loss < plain.loss:
             return found, f"{reason}; {both}"
@@ -267,17 +261,14 @@ class _Calibration:
                 "commute with one"
             )
 
-    def _quantize(
-        self, candidate: Transformed, stage: str = "gptq", curvature: OutputCurvature | None = None
-    ) -> _Quantized:
-        """Quantize everything for good, by `curvature` where it is known already; the model computes with it then."""
+    def _quantize(self, candidate: Transformed, stage: str = "gptq") -> _Quantized:
+        """Quantize everything for good; the model computes with it afterwards."""
         if self.options.target_bits is not None:
             chosen = self._bits(candidate, stage)
             self.bits = chosen.choice
             self.space = replace(self.space, spec_of=linear_specs(self.options, chosen.bits))
         space, architecture = self.space, self.space.architecture
-        if curvature is None:
-            curvature = self._curvature(candidate)
+        curvature = self._curvature(candidate)
         space.install(candidate.weights, candidate.online)
         tied = f"{architecture.lm_head}.weight" not in candidate.weights
         quantized = round_ends(candidate.weights, end_specs(self.options, architecture, space.dimensions, tied))
@@ -325,10 +316,10 @@ class _Calibration:
 
     def _learned_blocks(self, space: Workspace, candidate: Transformed) -> LearnedBlocks | None:
         """The block-wise stage: FlatQuant's, or ours where the effort is best and no rotation is shared by blocks."""
-        if candidate.name == KRONECKER:
-            return LearnedBlocks(self.space, candidate, flatquant_options(self.options.seed), float_inputs=True)
         if not self._learns_blocks(candidate):
             return None
+        if candidate.name == KRONECKER:
+            return LearnedBlocks(self.space, candidate, flatquant_options(self.options.seed), float_inputs=True)
         return LearnedBlocks(space, candidate, BlockOptions(seed=self.options.seed))
 
     def _learns_blocks(self, candidate: Transformed) -> bool:

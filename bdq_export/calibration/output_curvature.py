@@ -6,17 +6,18 @@ Grosse, arXiv 1503.05671) takes g and x as independent: `tr(G E H Eᵀ)` with `G
 G = 1; YAQA (arXiv 2505.22988) rounds by both. Here
 
 - G is taken within groups of `GROUP` consecutive outputs, its correlations shrunk by the agreement of two halves of the
-  tokens as those of H are. Groups of 256 gain half as much (SmolLM2, w4a16 in blocks of 128, nats on held-out tokens:
-  0.1166 with G = 1, 0.1037 in groups of 256, 0.0962 whole);
+  tokens as those of H are; groups of 256 outputs gain half as much as whole linears;
 - a token counts in H by the root of its |g|²: fully weighted (what independence leaves out) a few tokens are all that
-  counts (other tokens: 0.0904 all alike, 0.0872 by the root, 0.0972 fully).
+  counts.
+
+docs/measurements.md has the figures.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,21 +46,14 @@ class OutputCurvature:
         measured: canonical path of a linear -> `gptq.output_factor` of its groups of outputs, `packed`: a factor that
             was rounded to float16 still belongs to a positive definite matrix, a matrix may not.
         weights: module of a site -> weights of this process's tokens, `[tokens]`, mean 1 over all processes.
-        scales: canonical path -> what the outputs were multiplied with since they were measured, `[N]`.
     """
 
     measured: Mapping[str, tuple[Tensor, ...]]
     weights: Mapping[str, Tensor]
-    scales: Mapping[str, Tensor] = field(default_factory=dict)
 
     def factors(self, path: str) -> list[Tensor]:
-        """Of the groups of outputs of linear `path` as they are now, `[n, n]` each."""
-        groups = [unpacked(each) for each in self.measured[path]]
-        if path not in self.scales:
-            return groups
-        # y' = s y: gradients are divided by s, so G'⁻¹ = diag(s) G⁻¹ diag(s).
-        parts = torch.split(self.scales[path], [len(group) for group in groups])
-        return [group.double() * scale / scale[:, None] for group, scale in zip(groups, parts, strict=True)]
+        """Of the groups of outputs of linear `path`, float32 `[n, n]` each."""
+        return [unpacked(each) for each in self.measured[path]]
 
 
 def output_curvature(

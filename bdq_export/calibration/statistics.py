@@ -56,11 +56,8 @@ class InputObserver:
         if path not in self._sums:
             self._sums[path] = _Sums(rows, self._hessians)
         sums = self._sums[path]
-        sums.add(rows, self._weights_of(sums.tokens, rows))
-
-    def _weights_of(self, start: int, rows: Tensor) -> Tensor | None:
-        """Weights `[tokens, 1]` of `rows` `[tokens, K]` that come after `start` others of their module."""
-        return None if self._weights is None else self._weights[start : start + len(rows), None]
+        seen = sums.tokens
+        sums.add(rows, None if self._weights is None else self._weights[seen : seen + len(rows), None])
 
     def statistics(self, path: str) -> InputStatistics:
         """What was seen of `path`.

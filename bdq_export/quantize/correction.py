@@ -46,21 +46,16 @@ class FloatInputs:
 
         self._hidden = self._runner.run(layer, self._hidden, keep, [site.module for site in sites])
 
-    def observer(self, module: str, weights: Tensor | None = None) -> GapObserver:
-        """An observer for the quantized model's inputs of `module`, batch by batch in the same order.
-
-        Args:
-            module: path of the module.
-            weights: of the tokens, as `InputObserver` takes them.
-        """
-        return GapObserver(self._inputs[module], weights)
+    def observer(self, module: str) -> GapObserver:
+        """An observer for the quantized model's inputs of `module`, batch by batch in the same order."""
+        return GapObserver(self._inputs[module])
 
 
 class GapObserver(InputObserver):
     """Also sums up `(x - x̂) x̂ᵀ` of float inputs x and observed inputs x̂."""
 
-    def __init__(self, floats: Sequence[Tensor], weights: Tensor | None = None) -> None:
-        super().__init__(hessians=True, weights=weights)
+    def __init__(self, floats: Sequence[Tensor]) -> None:
+        super().__init__(hessians=True)
         self._floats = iter(floats)
         self._tokens = 0
         self._together = False
@@ -74,8 +69,7 @@ class GapObserver(InputObserver):
             self._gap = torch.zeros(rows.shape[1], rows.shape[1])
         with torch.autocast("cpu", enabled=False):
             gap = next(self._floats).float() - rows
-            weights = self._weights_of(self._tokens, rows)
-            self._gap.addmm_((gap if weights is None else gap * weights).t(), rows)
+            self._gap.addmm_(gap.t(), rows)
         self._tokens += rows.shape[0]
 
     def corrected(self, weight: Tensor, hessian: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import bdq_export.calibrate as module
 from bdq_export.calibration.loss import HeldOutLoss
 from bdq_export.fake_quant import FakeQuantization, fake_quantized
 from bdq_export.float_model import load_float_model
+from bdq_export.quantize import sequential
 from bdq_export.quantize.sequential import set_quantized
 from bdq_runtime.packing import ODD, PerChannel
 from bdq_runtime.specs import ActivationQuantization
@@ -55,6 +56,32 @@ def test_auto_leaves_out_a_second_gptq_only_where_the_transform_obviously_wins(t
         ran.clear()
         run(tiny, **options)
         assert ran == (["none", "bdq-online"] if both else ["bdq-online"])
+
+
+@pytest.mark.parametrize(
+    ("options", "weighs"),
+    [({}, True), ({"effort": "fast"}, False), ({"effort": "best"}, False), ({"transform": "kronecker"}, False)],
+)
+def test_gptq_weighs_outputs_and_tokens_where_no_block_is_learned_first(options, weighs, tiny_model, run, monkeypatch):
+    tiny, outputs, weights = tiny_model("llama"), [], []
+    real, observer = sequential.gptq, sequential.InputObserver
+
+    def recorded(weight, hessian, spec, options, grid, factors=()):
+        outputs.append((len(weight), [len(factor) for factor in factors]))
+        return real(weight, hessian, spec, options, grid, factors)
+
+    def observed(hessians, **more):
+        weights.append(more["weights"])
+        return observer(hessians, **more)
+
+    monkeypatch.setattr(sequential, "gptq", recorded)
+    monkeypatch.setattr(sequential, "InputObserver", observed)
+    run(tiny, **{"scheme": "w4a4kv4", "transform": "bdq", **options})
+    assert len(outputs) == 4 * tiny.dimensions.layers == len(weights)
+    for (rows, groups), tokens in zip(outputs, weights, strict=True):
+        assert sum(groups) == (rows if weighs else 0)
+        assert (tokens is not None) == weighs
+        assert tokens is None or float(tokens.std()) > 0
 
 
 @pytest.mark.parametrize("weights", ["gptq", "rtn"])

@@ -25,6 +25,7 @@ CASES = {
     "gptq": {"scheme": "w4a16", "transform": "none", "effort": "fast"},
     "transform and clips": {"scheme": "w4a8kv8", "transform": "bdq", "weights": "rtn", "ops": "bdq", "effort": "fast"},
     "learned": {"scheme": "w4a16", "transform": "none", "effort": "best"},
+    "outputs weighed": {"scheme": "w3a8", "transform": "none"},
     "rotations": {"scheme": "w8a8kv8", "transform": "spin", "weights": "rtn", "ops": "bdq", "effort": "fast"},
     "static": {"scheme": "w8a8", "transform": "none", "weights": "rtn", "ops": "qdq"},
 }
@@ -72,8 +73,10 @@ def test_two_processes_find_what_one_finds(case, directory, tmp_path):
     equal = torch.cat([(one.tensors[name] == first.tensors[name]).flatten() for name in names]).float().mean()
     print(case, "equal codes", float(equal), "losses", one.values["loss"], first.values["loss"])
     assert float(equal) > 0.9995
-    for name in (name for name in one.tensors if name.endswith(":scales")):
-        assert torch.allclose(one.tensors[name], first.tensors[name], rtol=0.01), name
+    names = [name for name in one.tensors if name.endswith(":scales")]
+    close = [torch.isclose(one.tensors[name], first.tensors[name], rtol=0.01).flatten() for name in names]
+    # Around a code that tipped over, another scale is learned.
+    assert float(torch.cat(close).float().mean()) >= (0.999 if case == "outputs weighed" else 1.0)
     assert len(first.values["kv"]) == (2 if "kv" in CASES[case]["scheme"] else 0)
     assert first.values["kv"] == one.values["kv"]
     for name in ("clips", "ranges"):

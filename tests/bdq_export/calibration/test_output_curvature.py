@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,15 +12,10 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.output_curvature import output_curvature
 from bdq_export.calibration.output_gradients import label_seeds, site_gradients
 from bdq_export.calibration.statistics import InputObserver, shrunk
-from bdq_export.float_model import load_float_model, replace_weights
+from bdq_export.float_model import load_float_model
 from bdq_export.progress import QuietProgress
-from bdq_export.quantize import gptq
-from bdq_export.quantize.correction import GapObserver
 from bdq_export.quantize.gptq import output_factor
 from bdq_export.scratch import Scratch, is_mapped
-from bdq_export.transform import Transforms, fold
-from bdq_export.transform.output_scales import output_scales
-from bdq_models import Tie
 
 TOKENS = torch.randint(0, 320, (6, 40), generator=torch.Generator().manual_seed(1))
 SEEDS = label_seeds(5, len(TOKENS))
@@ -110,21 +103,15 @@ def test_sums_on_disk_are_the_same(tiny_model, tmp_path):
 
 def test_a_weight_of_two_is_a_token_seen_twice():
     inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
-    floats = inputs + torch.randn(8, 6, generator=torch.Generator().manual_seed(3)) * 0.1
     twice = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 7])
-    counts = torch.bincount(twice).float()
-    for observe in (
-        lambda weights, _rows: InputObserver(hessians=True, weights=weights),
-        lambda weights, rows: GapObserver([floats[rows].bfloat16()], weights),
-    ):
-        weighted, repeated = observe(counts, torch.arange(8)), observe(None, twice)
-        weighted("x", inputs)
-        repeated("x", inputs[twice])
-        one, two = weighted.statistics("x"), repeated.statistics("x")
-        torch.testing.assert_close(one.hessian * 8, two.hessian * 10, rtol=1e-5, atol=1e-5)
-        assert np.isclose(float(one.energy.sum()), float(inputs.double().square().sum() / 8))
-        if isinstance(weighted, GapObserver):
-            torch.testing.assert_close(weighted._gap, repeated._gap, rtol=1e-5, atol=1e-5)
+    weighted = InputObserver(hessians=True, weights=torch.bincount(twice).float())
+    repeated = InputObserver(hessians=True)
+    weighted("x", inputs)
+    repeated("x", inputs[twice])
+    one, two = weighted.statistics("x"), repeated.statistics("x")
+    torch.testing.assert_close(one.hessian * 8, two.hessian * 10, rtol=1e-5, atol=1e-5)
+    # Energies are the inputs' own.
+    assert np.isclose(float(one.energy.sum()), float(inputs.double().square().sum() / 8))
 
 
 def test_weights_go_on_from_batch_to_batch():
@@ -135,38 +122,6 @@ def test_weights_go_on_from_batch_to_batch():
     torch.testing.assert_close(
         observer.statistics("x").hessian.diagonal(), (inputs.square() * weights[:, None]).mean(0)
     )
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_curvature_of_scaled_outputs_is_that_of_the_folded_model(tiny_model, family, monkeypatch):
-    """Diagonals only scale outputs: the factors of the float model serve the folded one, but for what damping adds."""
-    monkeypatch.setattr(gptq, "_OUTPUT_DAMPING", 1e-6)
-    monkeypatch.setattr(gptq, "_CHANCE_DAMPING", 0.0)
-    tiny = tiny_model(family)
-    model = load_float_model(tiny, tiny.weights)
-    generator = torch.Generator().manual_seed(3)
-    edges = [edge for edge in tiny.architecture.edges if edge.tie is not Tie.ROPE_PAIRS]
-    diagonals = {
-        (layer, edge.name): torch.rand(tiny.dimensions.free_channels(edge), generator=generator).double() + 0.5
-        for layer in range(tiny.dimensions.layers)
-        for edge in edges
-    }
-    transforms = Transforms(diagonals=diagonals)
-    scales = output_scales(tiny.architecture, tiny.dimensions, transforms)
-    assert scales
-    plain = measured(tiny, model)
-    replace_weights(model, tiny.architecture, fold(tiny.architecture, tiny.dimensions, tiny.weights, transforms))
-    folded, scaled = measured(tiny, model), replace(plain, scales=scales)
-    for path in scales:
-        for one, two in zip(folded.factors(path), scaled.factors(path), strict=True):
-            assert float((one.double() - two).norm()) <= 0.01 * float((two - torch.eye(len(two))).norm())
-        assert not all(map(torch.equal, plain.factors(path), scaled.factors(path)))
-
-
-def test_mixed_outputs_have_no_scales(tiny_model):
-    tiny = tiny_model("llama")
-    mixed = Transforms(head_rotations={0: torch.eye(tiny.dimensions.head_dim, dtype=torch.float64)})
-    assert output_scales(tiny.architecture, tiny.dimensions, mixed) is None
 
 
 def test_few_tokens_are_damped_more():
