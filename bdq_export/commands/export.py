@@ -330,7 +330,7 @@ def require_packages() -> None:
     """
     import importlib.util
 
-    needed = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
+    needed = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "numba")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(

@@ -8,7 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-ABSENT = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "mobius", "safetensors", "gguf", "psutil")
+ABSENT = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "mobius",
+    "safetensors",
+    "gguf",
+    "psutil",
+    "numba",
+)
 
 PROGRAM = """
 import io, json, sys
