@@ -16,7 +16,7 @@ docs/measurements.md has the figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +26,7 @@ from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.output_gradients import SiteGradients, site_gradients
 from bdq_export.calibration.output_groups import GROUP
-from bdq_export.calibration.sites import Site
-from bdq_export.calibration.statistics import shrunk
+from bdq_export.calibration.statistics import InputObserver, InputStatistics
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import output_factor
 from bdq_export.scratch import Scratch
@@ -88,52 +87,46 @@ def output_curvature(
     weights: dict[str, Tensor] = {}
     with progress.stage("curvature", total=dimensions.layers) as stage:
         for parts in site_gradients(runner, architecture, dimensions, online, seeds, kept):
-            sums = _Sums()
-            for sites in parts:
-                sums.add(sites)
-            for path, halves in sums.halves.items():
-                tokens = round(parallel.total(sum(map(len, sums.squares[path])))[0])
-                factors[path] = tuple(kept(packed(output_factor(each, tokens))) for each in _moments(halves))
-            for site in sums.sites:
-                weights[site.module] = _weights([torch.cat(sums.squares[path]) for path in site.paths])
+            seen = _Block()
+            for batch in parts:
+                seen.add(batch)
+            for path, observer in seen.moments.items():
+                groups = [observer.statistics(group) for group in observer.paths()]
+                factors[path] = tuple(kept(packed(_factor(group))) for group in groups)
+            for module, paths in seen.sites.items():
+                weights[module] = _weights([torch.cat(seen.squares[path]) for path in paths])
             stage.advance()
     return OutputCurvature(factors, weights)
 
 
-class _Sums:
-    """Of the linears of one block.
+class _Block:
+    """What the gradients at the outputs of the linears of one block are like.
 
     Attributes:
-        sites: of the block.
-        halves: path -> groups of sums of g gᵀ from two halves of the tokens.
+        sites: module -> paths.
+        moments: path -> statistics of each group of outputs, Hessians included: E g gᵀ, shrunk.
         squares: path -> |g|² of each token, batch by batch.
     """
 
     def __init__(self) -> None:
-        self.sites: list[Site] = []
-        self.halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.sites: dict[str, tuple[str, ...]] = {}
+        self.moments: dict[str, InputObserver] = {}
         self.squares: dict[str, list[Tensor]] = {}
 
     def add(self, batch: Sequence[SiteGradients]) -> None:
         """Add a batch of tokens."""
-        self.sites = [seen.site for seen in batch]
         for seen in batch:
+            self.sites[seen.site.module] = seen.site.paths
             for path, gradients in seen.gradients.items():
                 self.squares.setdefault(path, []).append(gradients.square().sum(1))
-                groups = torch.split(gradients, GROUP, 1)
-                if path not in self.halves:
-                    sizes = [group.shape[1] for group in groups]
-                    self.halves[path] = [(torch.zeros(size, size), torch.zeros(size, size)) for size in sizes]
-                for group, halves in zip(groups, self.halves[path], strict=True):
-                    for total, half in zip(halves, group.tensor_split(2), strict=True):
-                        total.addmm_(half.t(), half)
+                observer = self.moments.setdefault(path, InputObserver(hessians=True))
+                for index, group in enumerate(torch.split(gradients, GROUP, 1)):
+                    observer(str(index), group)
 
 
-def _moments(groups: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """G `[n, n]` of each group up to a factor, from what all processes have seen."""
-    for halves in groups:
-        parallel.add_up(*halves)
-        yield shrunk(*halves)
+def _factor(seen: InputStatistics) -> Tensor:
+    assert seen.hessian is not None, "observed with Hessians"
+    return output_factor(seen.hessian, seen.tokens)
 
 
 def packed(factor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bdq_export.calibration import output_curvature as module
-from bdq_export.calibration import precision
+from bdq_export.calibration import precision, statistics
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.output_curvature import output_curvature
 from bdq_export.calibration.output_gradients import label_seeds, site_gradients
@@ -27,8 +27,8 @@ def small_groups(monkeypatch):
     monkeypatch.setattr(module, "GROUP", 24)
 
 
-def measured(tiny, model, scratch=None):
-    runner = BlockRunner(model, tiny.architecture.layers, TOKENS)
+def measured(tiny, model, scratch=None, batch_tokens=4096):
+    runner = BlockRunner(model, tiny.architecture.layers, TOKENS, batch_tokens=batch_tokens)
     return output_curvature(runner, tiny.architecture, tiny.dimensions, {}, SEEDS, QuietProgress(), scratch)
 
 
@@ -84,6 +84,19 @@ def test_tokens_count_by_the_root_of_their_gradients(tiny_model):
             free = weights < 0.99 * weights.max()
             ratio = weights[free] / gradients.norm(dim=1)[free]
             torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_batch_by_batch_every_token_counts_as_ever(tiny_model, monkeypatch):
+    # Batches have other halves, which correlations would be shrunk by.
+    monkeypatch.setattr(statistics, "shrunk", torch.add)
+    tiny = tiny_model("llama")
+    model = load_float_model(tiny, tiny.weights)
+    one, many = measured(tiny, model), measured(tiny, model, batch_tokens=TOKENS.shape[1])
+    for path, weights in one.weights.items():
+        torch.testing.assert_close(weights, many.weights[path], rtol=1e-3, atol=1e-4)
+    for path in one.measured:
+        for group, other in zip(one.factors(path), many.factors(path), strict=True):
+            torch.testing.assert_close(group, other, rtol=1e-2, atol=2e-3)
 
 
 def test_sums_on_disk_are_the_same(tiny_model, tmp_path):
