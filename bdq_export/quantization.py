@@ -71,7 +71,8 @@ def _by_node(values: Mapping[str, _Value], nodes: Nodes, equal: Callable[[_Value
 
 
 def _same_transform(one: OnlineTransform, other: OnlineTransform) -> bool:
-    if one.hadamard_size != other.hadamard_size or (one.diagonal is None) != (other.diagonal is None):
+    sizes = (one.hadamard_size, one.interleave), (other.hadamard_size, other.interleave)
+    if sizes[0] != sizes[1] or (one.diagonal is None) != (other.diagonal is None):
         return False
     if not same_kronecker(one.kronecker, other.kronecker):
         return False

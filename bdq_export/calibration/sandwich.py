@@ -22,7 +22,8 @@ and a rival:
 
 The last three of BDQ's keep the factors of keys and queries, and aligned heads.
 
-R2 is folded, and aligned (see `head_alignment`) where there are diagonals; R4, in front of down_proj, runs online.
+R2 is folded, and aligned (see `head_alignment`) where there are diagonals; R4, in front of down_proj, runs online, and
+so does what mixes heads in front of o_proj.
 R1 costs nothing when the model runs, but leaves no place for a Λa at the inputs that norms make: after it, channels are
 equally energetic on both sides, and no diagonal can move the energy of activations to where the weights are small. On
 SmolLM2-135M, rounding the inputs of gate and up adds four times as much noise to their outputs with R1 as with Λa and
@@ -37,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,15 +93,18 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
         return replace(kronecker_start(architecture, dimensions, space.weights, statistics, seed), diagonals=keys)
     residual = architecture.residual_rotation and name in ROTATED
     rotated = _rotated(architecture, dimensions, seed, residual, space.rotates_online)
-    if name in BARE or not space.rotates_online:
+    if not space.rotates_online:
         return replace(rotated, diagonals=keys)
+    if name in BARE:
+        return with_mixed_heads(architecture, dimensions, replace(rotated, diagonals=keys))
     before = rotated.diagonals_before
     if name not in _WITHOUT_BEFORE:
         closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
         before = {key: signs * closed[key] for key, signs in before.items()}
     heads = aligned_heads(architecture, dimensions, space.weights, space.few_runner(), seed)
     first = replace(rotated, diagonals=keys, diagonals_before=before, head_rotations=heads)
-    return first if name in _WITHOUT_AFTER else _with_second_diagonals(space, first)
+    found = first if name in _WITHOUT_AFTER else _with_second_diagonals(space, first)
+    return with_mixed_heads(architecture, dimensions, found)
 
 
 def _rotated(
@@ -131,6 +136,24 @@ def online_edges(architecture: Architecture, residual: bool) -> tuple[Edge, ...]
         and edge.consumers[0] not in heads
         and not (residual and edge.consumers[0] in folded)
     )
+
+
+def with_mixed_heads(architecture: Architecture, dimensions: Dimensions, transforms: Transforms) -> Transforms:
+    """`transforms` and an online Hadamard transform across heads in front of o_proj (QuaRot's).
+
+    A token's heads differ in size, which no folded matrix can mend (measured: docs/design.md, "Heads are mixed"). Where
+    no block of a power of two spans all heads, blocks take channels of all of them in turns. Its diagonal is 1, for the
+    learned stages.
+    """
+    edge = architecture.edge("value")
+    channels = consumer_channels(edge, dimensions)
+    size = largest_size(channels)
+    runs = 1 if size == channels else dimensions.heads
+    if dimensions.heads == 1 or size == 1:
+        return transforms
+    mixed = OnlineTransform(size, np.ones(channels, np.float32), interleave=runs)
+    online = {(layer, edge.name): mixed for layer in range(dimensions.layers)}
+    return replace(transforms, online={**transforms.online, **online})
 
 
 def _with_second_diagonals(space: Workspace, first: Transforms) -> Transforms:

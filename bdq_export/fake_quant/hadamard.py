@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdq_export.fake_quant.rounding import Rounding, nearest, single
+from bdq_export.transform.hadamard import interleaved
 from bdq_export.transform.kronecker import apply_kronecker
 from bdq_runtime.opset import MAX_HADAMARD
 from bdq_runtime.specs import OnlineTransform
@@ -63,7 +64,7 @@ def apply_online(x: Tensor, transform: OnlineTransform, rounding: Rounding = nea
     """
     if transform.kronecker is not None:
         return apply_kronecker(x, transform.kronecker)
-    rotated = online_hadamard(x, transform.hadamard_size, rounding)
+    rotated = online_hadamard(interleaved(x, transform.interleave), transform.hadamard_size, rounding)
     if transform.diagonal is None:
         return rotated
     return rotated * torch.from_numpy(transform.diagonal)

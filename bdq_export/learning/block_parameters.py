@@ -172,8 +172,9 @@ def learned_transforms(
     for name, log_factors in parameters.before.items():
         edge, key = architecture.edge(name), (layer, name)
         scale, _ = factors(edge, dimensions, log_factors.detach().double())
-        # Behind a folded rotation (value heads) it is Λb that was learned.
-        target = before if key in online else after
+        # Behind a folded rotation (value heads) it is its Λb that was learned.
+        behind = edge is architecture.edge("value") and layer in transforms.head_rotations
+        target = before if key in online and not behind else after
         target[key] = target[key] * scale if key in target else scale
     for name, log_factors in parameters.after.items():
         transform = online[layer, name]

@@ -16,7 +16,7 @@ from bdq_export.calibration.sites import block_sites
 from bdq_export.fake_quant.attention import attention_inputs
 from bdq_export.learning.block_parameters import BlockParameters, factors, is_input
 from bdq_export.learning.parameters import modules_of
-from bdq_export.learning.straight_through import rotate, row_values, token_codes
+from bdq_export.learning.straight_through import rotate, rotate_back, rotate_online, row_values, token_codes
 from bdq_export.learning.weight_rounding import RowGrids
 from bdq_export.quantize.grid import Grid
 from bdq_export.quantize.specs import SpecOf
@@ -134,7 +134,7 @@ class BlockStudent:
         if online is not None and online.kronecker is not None:
             x = kronecker_product(x, *self.parameters.kronecker(self._edge(path).name))
         elif online is not None:
-            x = rotate(x, online.hadamard_size)
+            x = rotate_online(x, online)
             if online.diagonal is not None:
                 x = x * self._diagonal(path, online)
         if self.activation is None:
@@ -163,7 +163,7 @@ class BlockStudent:
             return kronecker_product(weight, left.T, None if right is None else right.T)
         if online.diagonal is not None:
             weight = weight * torch.from_numpy(online.diagonal)
-        return rotate(weight, online.hadamard_size)  # H is its own inverse
+        return rotate_back(weight, online)
 
     def _factors(self) -> Iterator[tuple[Edge, Tensor, Tensor]]:
         for name, log_factors in self.parameters.before.items():
@@ -180,7 +180,7 @@ class BlockStudent:
         if online is not None and online.kronecker is not None:
             weight = kronecker_product(weight, *self._inverse[self._edge(path).name])
         elif online is not None:
-            weight = rotate(weight, online.hadamard_size)
+            weight = rotate_online(weight, online)
             if online.diagonal is not None:
                 weight = weight / self._diagonal(path, online)
         grids = self._grids.get(path)

@@ -19,7 +19,7 @@ from torch.nn import Module, Parameter
 from bdq_export.fake_quant.attention import HeadTransform, attention_inputs
 from bdq_export.float_model import locate_linear
 from bdq_export.learning.rotations import Rotations
-from bdq_export.learning.straight_through import rotate, row_values, token_values
+from bdq_export.learning.straight_through import rotate, rotate_back, rotate_online, row_values, token_values
 from bdq_export.transform import Transforms
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
@@ -94,18 +94,21 @@ class RotationStudent:
 
     def _input_transform(self, layer: int, edge: str) -> Callable[[Tensor], Tensor] | None:
         """What the input of the linears behind `edge` goes through; None where a norm or nothing does it."""
-        if edge == "value":
-            return self._attended(self.rotations.heads[layer])
         online = self.transforms.online.get((layer, edge))
+        if edge == "value":
+            return self._attended(self.rotations.heads[layer], online)
         if online is None:
             return None
         return self._online(online, self.transforms.diagonals_before[layer, edge].float())
 
-    def _attended(self, rotation: Tensor) -> Callable[[Tensor], Tensor]:
+    def _attended(self, rotation: Tensor, online: OnlineTransform | None) -> Callable[[Tensor], Tensor]:
         size = self.dimensions.head_dim
 
         def transform(x: Tensor) -> Tensor:  # values were rotated before they were cached
-            rounded = _rounded(x, self.activation)
+            if online is None:
+                rounded = _rounded(x, self.activation)
+            else:
+                rounded = rotate_back(_rounded(rotate_online(x.float(), online), self.activation), online)
             back: Tensor = rounded.reshape(*x.shape[:-1], -1, size) @ rotation.T
             return back.reshape(x.shape)
 
@@ -113,8 +116,8 @@ class RotationStudent:
 
     def _online(self, online: OnlineTransform, before: Tensor) -> Callable[[Tensor], Tensor]:
         def transform(x: Tensor) -> Tensor:
-            rotated = rotate(x.float() * before, online.hadamard_size)
-            return rotate(_rounded(rotated, self.activation), online.hadamard_size) / before  # H is its own inverse
+            rotated = rotate_online(x.float() * before, online)
+            return rotate_back(_rounded(rotated, self.activation), online) / before
 
         return transform
 

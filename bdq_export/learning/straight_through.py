@@ -15,6 +15,8 @@ from torch import Tensor
 from bdq_export.fake_quant.activations import quantize_tokens
 from bdq_export.fake_quant.hadamard import sylvester_product
 from bdq_export.fake_quant.kv_rows import quantize_rows
+from bdq_export.transform.hadamard import interleaved
+from bdq_runtime.specs import OnlineTransform
 
 
 def token_codes(x: Tensor, clip: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,16 @@ def rotate(x: Tensor, size: int) -> Tensor:
     """`x H / sqrt(size)` in blocks of `size` channels, without the integer grid of `online_hadamard` (2^-18 apart)."""
     rotated: Tensor = sylvester_product(x, size) * size**-0.5
     return rotated
+
+
+def rotate_online(x: Tensor, transform: OnlineTransform) -> Tensor:
+    """The Hadamard transform of `transform`, in its order of channels, without its diagonal."""
+    return rotate(interleaved(x, transform.interleave), transform.hadamard_size)
+
+
+def rotate_back(x: Tensor, transform: OnlineTransform) -> Tensor:
+    """The inverse of `rotate_online`."""
+    return interleaved(rotate(x, transform.hadamard_size), x.shape[-1] // transform.interleave)
 
 
 class _TokenCodes(torch.autograd.Function):

@@ -21,7 +21,7 @@ from bdq_export.fake_quant.attention import HeadTransform, attention_inputs
 from bdq_export.learning.parameters import Parameters, all_sites, modules_of
 from bdq_export.learning.scaled_product import ScaledWeight, scaled_product
 from bdq_export.learning.state import QuantizedModel
-from bdq_export.learning.straight_through import rotate, row_values, token_codes
+from bdq_export.learning.straight_through import rotate, rotate_online, row_values, token_codes
 from bdq_export.transform.kronecker import apply_kronecker
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.specs import ActivationQuantization
@@ -108,7 +108,7 @@ class _SiteInput:
         if self._online is not None and self._online.kronecker is not None:
             x = apply_kronecker(x, self._online.kronecker)
         elif self._online is not None:
-            x = rotate(x, self._online.hadamard_size)
+            x = rotate_online(x, self._online)
             if self._online.diagonal is not None and self._log_factors is not None:
                 x = x * (torch.from_numpy(self._online.diagonal) * self._log_factors.exp())
         if self._activation is None or self._clip is None:

@@ -57,7 +57,7 @@ def transforms_record(transforms: Transforms) -> Record:
     tensors.update({f"head_rotations:{layer}": value for layer, value in transforms.head_rotations.items()})
     if transforms.residual_rotation is not None:
         tensors["residual_rotation"] = transforms.residual_rotation
-    values["online"] = [[*key, online.hadamard_size] for key, online in transforms.online.items()]
+    values["online"] = [[*key, online.hadamard_size, online.interleave] for key, online in transforms.online.items()]
     for (layer, edge), online in transforms.online.items():
         if online.diagonal is not None:
             tensors[f"online:{layer}:{edge}"] = torch.from_numpy(online.diagonal)
@@ -79,10 +79,12 @@ def transforms_from(record: Record) -> Transforms:
         {(layer, edge): tensors[f"{kind}:{layer}:{edge}"] for layer, edge in values[kind]} for kind in _DIAGONALS
     )
     online = {}
-    for layer, edge, size in values["online"]:
+    for layer, edge, size, runs in values["online"]:
         diagonal = tensors.get(f"online:{layer}:{edge}")
         kronecker = _kronecker_from(tensors, layer, edge)
-        online[layer, edge] = OnlineTransform(size, None if diagonal is None else diagonal.numpy(), kronecker)
+        online[layer, edge] = OnlineTransform(
+            size, None if diagonal is None else diagonal.numpy(), kronecker, interleave=runs
+        )
     heads = {layer: tensors[f"head_rotations:{layer}"] for layer in values["head_rotations"]}
     return Transforms(diagonals, before, tensors.get("residual_rotation"), heads, online)
 

@@ -3,7 +3,7 @@
     diagonal of an edge     producer rows, bias or gain × D       consumer columns (or rows and bias) × D⁻¹
     residual rotation R1    E' = E R1    reader W' = W diag(γ) R1    writer W' = R1ᵀ W, b' = b R1    γ' = 1
     head transform R2       v: W' = R2ᵀ W, b' = b R2 in each KV head      o: W' = W R2⁻ᵀ in each query head
-    online H, Λ             consumer W' = W H Λ⁻¹; the consumer computes (x H) Λ when it runs
+    online H, Λ             consumer W' = W H Λ⁻¹; the consumer computes (x H) Λ when it runs; columns interleaved first
     online P = P1 ⊗ P2      consumer W' = W P⁻ᵀ; the consumer computes x P when it runs
 
 `W [N, K]` multiplies from the right, `y = x Wᵀ + b`. The order is diagonals before, rotations, diagonals after, online;
@@ -21,7 +21,7 @@ from bdq_export.lazy_weights import LazyWeights, layer_of
 from bdq_export.process_memory import return_freed_memory
 from bdq_export.scratch import Scratch
 from bdq_export.transform.channels import expand
-from bdq_export.transform.hadamard import hadamard
+from bdq_export.transform.hadamard import hadamard, interleaved
 from bdq_export.transform.kronecker import unapply_kronecker
 from bdq_export.transform.transforms import Diagonals, Transforms, check_transforms
 from bdq_models import Architecture, Dimensions, Edge, Side
@@ -211,7 +211,8 @@ def _fold_online(layer: _Layer, online: Mapping[tuple[int, str], OnlineTransform
             if transform.kronecker is not None:
                 layer.set_weight(path, unapply_kronecker(weight, transform.kronecker))
                 continue
-            rotated = (weight.reshape(weight.shape[0], -1, transform.hadamard_size) @ matrix).reshape(weight.shape)
+            turns = interleaved(weight, transform.interleave)
+            rotated = (turns.reshape(weight.shape[0], -1, transform.hadamard_size) @ matrix).reshape(weight.shape)
             if transform.diagonal is not None:
                 rotated = rotated / torch.from_numpy(transform.diagonal).to(torch.float64)
             layer.set_weight(path, rotated)

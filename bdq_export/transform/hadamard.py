@@ -44,3 +44,8 @@ def random_hadamard(size: int, seed: int) -> Tensor:
         matrix = torch.kron(random_orthogonal(odd, generator).contiguous(), matrix)
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
     return signs[:, None] * matrix
+
+
+def interleaved(x: Tensor, runs: int) -> Tensor:
+    """`x` `[..., K]` with the channels of `runs` equal runs in turns; with `K // runs` in its place, back again."""
+    return x if runs == 1 else x.unflatten(-1, (runs, -1)).transpose(-1, -2).flatten(-2)

@@ -38,7 +38,8 @@ class Transforms:
             matrix will do, not rotations only.
         online: R and Λb that the consumers of (layer, edge name) apply to their inputs themselves, after all
             that is folded: `x' = Hadamard(x) * diagonal`, `W' = W H diag⁻¹`. R4 is the one of `mlp_middle`. Or an
-            invertible `P = left ⊗ right`: `x' = x P`, `W' = W P⁻ᵀ`.
+            invertible `P = left ⊗ right`: `x' = x P`, `W' = W P⁻ᵀ`. At `value` it mixes heads, which `head_rotations`
+            leave apart.
     """
 
     diagonals: Diagonals = field(default_factory=dict)
@@ -121,6 +122,8 @@ def _check_online(edge: Edge, dimensions: Dimensions, layer: int, online: Online
         raise ValueError(
             f"{where}: the Hadamard size is {size}, expected a power of two to {MAX_HADAMARD} that divides {channels}"
         )
+    if online.interleave < 1 or channels % online.interleave:
+        raise ValueError(f"{where}: {online.interleave} runs of channels take turns, expected a divisor of {channels}")
     if online.diagonal is not None:
         if online.diagonal.shape != (channels,):
             raise ValueError(f"{where}: the online diagonal has shape {online.diagonal.shape}, expected ({channels},)")

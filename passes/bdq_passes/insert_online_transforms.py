@@ -26,6 +26,8 @@ class InsertOnlineTransformsPass(GraphPass):
         MatMul(x, W)  ->  MatMul(bdq::Hadamard(x) * diagonal, W)
         MatMul(x, W)  ->  MatMul(Reshape(MatMul(leftᵀ, MatMul(Reshape(x), right))), W)
 
+    Where channels take turns, `x` is `Reshape(Transpose(Reshape(x)))` first.
+
     The weights are those that expect transformed inputs. Linears of one input and one transform share the nodes.
 
     Requires QUANTIZED, ensures QUANTIZED.
@@ -51,13 +53,13 @@ class InsertOnlineTransformsPass(GraphPass):
         unknown = sorted(set(self.transforms) - set(linears))
         if unknown:
             raise ValueError(f"{len(unknown)} online transforms have no linear, the first is of {unknown[0]}")
-        made: dict[tuple[ir.Value, int, tuple[bytes, ...]], ir.Value] = {}
+        made: dict[tuple[ir.Value, int, int, tuple[bytes, ...]], ir.Value] = {}
         for name, node in linears.items():
             if name in self.transforms:
                 transform = self.transforms[name]
                 _check(node, transform)
                 x = required_input(node, 0)
-                key = (x, transform.hadamard_size, _bytes(transform))
+                key = (x, transform.hadamard_size, transform.interleave, _bytes(transform))
                 if key not in made:
                     made[key] = _insert(model, node, x, transform)
                 node.replace_input_with(0, made[key])
@@ -71,6 +73,8 @@ def _check(node: ir.Node, transform: OnlineTransform) -> None:
             f"linear {node.name}: a Hadamard transform of size {size} for {columns} inputs, expected a power of two up "
             f"to {MAX_HADAMARD} that divides them"
         )
+    if transform.interleave < 1 or columns % transform.interleave:
+        raise ValueError(f"linear {node.name}: {transform.interleave} runs of channels for {columns} inputs")
     if transform.diagonal is not None and transform.diagonal.shape != (columns,):
         raise ValueError(f"linear {node.name}: a diagonal {transform.diagonal.shape}, expected {(columns,)}")
     if transform.kronecker is not None:
@@ -98,6 +102,8 @@ def _bytes(transform: OnlineTransform) -> tuple[bytes, ...]:
 def _insert(model: ir.Model, linear: ir.Node, x: ir.Value, transform: OnlineTransform) -> ir.Value:
     if transform.kronecker is not None:
         return _insert_kronecker(model, linear, x, transform.kronecker)
+    if transform.interleave > 1:
+        x = _insert_interleaving(model, linear, x, transform.interleave)
     nodes = [bdq_node(model, "Hadamard", [x], {"size": transform.hadamard_size}, f"{linear.name}/hadamard")]
     if transform.diagonal is not None:
         diagonal = np.ascontiguousarray(transform.diagonal, np.float32)
@@ -106,6 +112,30 @@ def _insert(model: ir.Model, linear: ir.Node, x: ir.Value, transform: OnlineTran
         nodes[-1].outputs[0].name = f"{linear.name}/scale_input/output"
     for node in nodes:
         node.outputs[0].type, node.outputs[0].shape = x.type, x.shape
+    model.graph.insert_before(linear, nodes)
+    return nodes[-1].outputs[0]
+
+
+def _insert_interleaving(model: ir.Model, linear: ir.Node, x: ir.Value, runs: int) -> ir.Value:
+    """Channels `[runs, K / runs]` of each token transposed."""
+    columns = _columns(linear)
+    # What attention gives has no known shape before it is lowered; it is `[batch, sequence, K]`, as all inputs of linears.
+    shape_of_x = ir.Shape([None, None, columns]) if x.shape is None else x.shape
+    axes = shape_of_x.rank() - 1
+    split = np.array([0] * axes + [runs, columns // runs], np.int64)
+    join = np.array([0] * axes + [columns], np.int64)
+    nodes = [
+        ir.node(
+            "Reshape", [x, initializer(model, f"{linear.name}/runs_shape", split)], name=f"{linear.name}/split_runs"
+        )
+    ]
+    swapped = [*range(axes), axes + 1, axes]
+    nodes.append(ir.node("Transpose", nodes[0].outputs, {"perm": swapped}, name=f"{linear.name}/interleave_runs"))
+    shape = initializer(model, f"{linear.name}/channels_shape", join)
+    nodes.append(ir.node("Reshape", [nodes[1].outputs[0], shape], name=f"{linear.name}/join_runs"))
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].type = f"{node.name}/output", x.type
+    nodes[-1].outputs[0].shape = shape_of_x
     model.graph.insert_before(linear, nodes)
     return nodes[-1].outputs[0]
 

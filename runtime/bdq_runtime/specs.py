@@ -40,6 +40,8 @@ class OnlineTransform:
 
     Attributes:
         hadamard_size: a power of two that divides K; 1 is none.
+        interleave: equal runs of channels that take turns before the Hadamard transform: `[n, K/n]` transposed, so that
+            a block has channels of all of them; 1 leaves channels where they are.
         diagonal: float32 `[K]`; None is 1.
         kronecker: in the place of the other two.
     """
@@ -47,6 +49,7 @@ class OnlineTransform:
     hadamard_size: int
     diagonal: npt.NDArray[Any] | None = None
     kronecker: Kronecker | None = None
+    interleave: int = 1
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ def _rotate(weight: Any, size: int, diagonal: Any) -> Any:
     return (rotated / diagonal).astype(np.float32)
 
 
+def _interleave(weight: Any, runs: int) -> Any:
+    """Columns of `[N, K]` in the order of channels that take turns: the first of each run, the second of each, ..."""
+    columns = np.arange(weight.shape[1]).reshape(runs, -1)
+    return weight[:, np.concatenate(list(columns.T))]
+
+
 def _model(quantized: Any, transform: OnlineTransform | None = None) -> ir.Model:
     model: ir.Model = quantized(kept=True).model
     if transform is not None:
@@ -33,17 +39,19 @@ def _model(quantized: Any, transform: OnlineTransform | None = None) -> ir.Model
                 assert value is not None
                 assert value.const_value is not None
                 diagonal = np.float32(1) if transform.diagonal is None else transform.diagonal
-                weight = _rotate(value.const_value.numpy().T, transform.hadamard_size, diagonal)
+                weight = _interleave(value.const_value.numpy().T, transform.interleave)
+                weight = _rotate(weight, transform.hadamard_size, diagonal)
                 value.const_value = ir.Tensor(np.ascontiguousarray(weight.T), name=value.name)
         InsertOnlineTransformsPass({"ab": transform, "lm_head": transform})(model)
         attach_functions(model)
     return model
 
 
+@pytest.mark.parametrize("runs", [1, 3, 4])
 @pytest.mark.parametrize("diagonal", [None, DIAGONAL])
-def test_the_same_function(quantized: Any, run: Any, ids: Any, relative_error: Any, diagonal: Any) -> None:
+def test_the_same_function(quantized: Any, run: Any, ids: Any, relative_error: Any, diagonal: Any, runs: int) -> None:
     expected = run(_model(quantized), {"input_ids": ids})
-    found = run(_model(quantized, OnlineTransform(16, diagonal)), {"input_ids": ids})
+    found = run(_model(quantized, OnlineTransform(16, diagonal, interleave=runs)), {"input_ids": ids})
     assert relative_error(found, expected) < 1e-5
 
 
@@ -107,6 +115,7 @@ def test_linears_of_one_input_share_the_kronecker_product(mlp_quantized: Any) ->
         ("ab", OnlineTransform(16, np.ones(40, np.float32)), r"a diagonal \(40,\), expected \(48,\)"),
         ("ab", OnlineTransform(1, kronecker=Kronecker(np.eye(5))), r"factors \(\(5, 5\), None\) for 48 inputs"),
         ("ab", OnlineTransform(1, kronecker=Kronecker(np.eye(6), np.eye(6))), "for 48 inputs"),
+        ("ab", OnlineTransform(16, interleave=5), "5 runs of channels for 48 inputs"),
         ("nobody", OnlineTransform(16), "1 online transforms have no linear, the first is of nobody"),
     ],
 )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bdq_export.calibration.dynamic import DynamicBits
 from bdq_export.calibration.head_alignment import alignment
-from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich
+from bdq_export.calibration.sandwich import ONLINE, PLAIN, sandwich, with_mixed_heads
 from bdq_export.calibration.workspace import Workspace
 from bdq_export.fake_quant import FakeQuantization, attach, fake_quantized
 from bdq_export.float_model import load_float_model
 from bdq_export.options import KRONECKER, PARTIAL
 from bdq_export.progress import QuietProgress
-from bdq_export.transform import fold, online_by_path
+from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_export.transform.hadamard import interleaved
 
 FAMILIES = ("llama", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 NAMES = ("none", "smooth", "hadamard", "bdq", "bdq-rotated", ONLINE, PLAIN)
@@ -76,6 +79,9 @@ def test_parts_of_the_sandwich_differ_in_their_diagonals_only(tiny_model):
         assert part.online.keys() == whole.online.keys()
         for key, online in part.online.items():
             assert online.hadamard_size == whole.online[key].hadamard_size > 1
+            if key[1] == "value":
+                assert bool((online.diagonal == 1).all())
+                continue
             assert (online.diagonal is not None) == (name in (ONLINE, "diag"))
             before, both = part.diagonals_before[key], whole.diagonals_before[key]
             assert torch.equal(before.sign(), both.sign())
@@ -84,6 +90,18 @@ def test_parts_of_the_sandwich_differ_in_their_diagonals_only(tiny_model):
                 assert torch.equal(before, both)
         for layer, heads in part.head_rotations.items():
             assert torch.equal(heads, whole.head_rotations[layer])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 6, 9, 14, 32])
+def test_blocks_of_the_transform_in_front_of_o_proj_have_channels_of_all_heads(tiny_model, heads):
+    tiny = tiny_model("llama")
+    dimensions = replace(tiny.dimensions, heads=heads, kv_heads=1, head_dim=64)
+    online = with_mixed_heads(tiny.architecture, dimensions, Transforms()).online
+    assert bool(online) == (heads > 1)
+    for transform in online.values():
+        head = interleaved(torch.arange(64 * heads) // 64, transform.interleave)
+        for block in head.split(transform.hadamard_size):
+            assert len(block.unique()) == heads
 
 
 def test_alignment_lowers_noise_and_evens_out_channels():

@@ -69,6 +69,12 @@ def test_online_diagonal_comes_after_the_hadamard():
     assert np.array_equal(got.numpy(), hadamard(x, 32) * diagonal)
 
 
+def test_channels_take_turns_before_the_hadamard():
+    x = rows(1, (4, 96))
+    got = apply_online(torch.from_numpy(x), OnlineTransform(32, interleave=3))
+    assert np.array_equal(got.numpy(), hadamard(np.stack(np.split(x, 3, axis=-1), -1).reshape(4, 96), 32))
+
+
 @pytest.mark.parametrize(("channels", "size"), [(1536, 512), (64, 64), (9, 1), (16384, 4096), (8192 * 3, 4096)])
 def test_largest_size(channels, size):
     assert largest_size(channels) == size

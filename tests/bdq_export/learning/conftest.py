@@ -34,7 +34,7 @@ def quantized_state() -> Callable[..., QuantizedModel]:
             spec = SPECS[index % len(SPECS)]
             channels = tiny.weights[f"{site.paths[0]}.weight"].shape[1]
             diagonal = np.exp(0.3 * rng.normal(size=channels)).astype(np.float32)
-            transform = OnlineTransform(channels & -channels, diagonal)
+            transform = OnlineTransform(channels & -channels, diagonal, interleave=1 + index % 2)
             clip = float(rng.uniform(0.6, 0.95))
             for path in site.paths:
                 quantized[f"{path}.weight"] = rtn(tiny.weights[f"{path}.weight"], spec)

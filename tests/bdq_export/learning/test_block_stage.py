@@ -19,7 +19,7 @@ from bdq_export.learning.block_stage import BlockOptions, flatquant_options, lea
 from bdq_export.learning.block_student import BlockStudent
 from bdq_export.learning.weight_rounding import RowGrids
 from bdq_export.quantize.grid import searched_grid
-from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_export.transform import Transforms, fold, online_by_path, random_hadamard
 from bdq_export.transform.channels import consumer_channels, tie
 from bdq_models import Side
 from bdq_runtime.packing import ODD, PerBlock, PerChannel, QuantSpec
@@ -36,21 +36,24 @@ def _in_float32(monkeypatch):
 
 
 def random_transforms(tiny) -> Transforms:
-    """A diagonal on every edge; Λa, an online rotation and Λb where inputs of linears allow it."""
+    """A diagonal on every edge; Λa, an online rotation and Λb where inputs of linears allow it; rotated heads."""
     rng = np.random.default_rng(3)
     before, after, online = {}, {}, {}
     for edge in tiny.architecture.edges:
         scale = tie(
             edge, tiny.dimensions, torch.from_numpy(np.exp(0.3 * rng.normal(size=tiny.dimensions.free_channels(edge))))
         )
-        if edge.consumer_side is Side.INPUT and edge.name != "value":
+        runs = tiny.dimensions.heads if edge.name == "value" else 1
+        if edge.consumer_side is Side.INPUT:
             channels = consumer_channels(edge, tiny.dimensions)
             diagonal = np.exp(0.3 * rng.normal(size=channels)).astype(np.float32)
-            online[LAYER, edge.name] = OnlineTransform(channels & -channels, diagonal)
+            online[LAYER, edge.name] = OnlineTransform(channels & -channels, diagonal, interleave=runs)
+        if edge.consumer_side is Side.INPUT and edge.name != "value":
             before[LAYER, edge.name] = scale
         else:
             after[LAYER, edge.name] = scale
-    return Transforms(after, before, online=online)
+    heads = {LAYER: random_hadamard(tiny.dimensions.head_dim, 4)}
+    return Transforms(after, before, head_rotations=heads, online=online)
 
 
 def kronecker_transforms(tiny) -> Transforms:

@@ -28,13 +28,15 @@ def from_identity(matrix: torch.Tensor) -> float:
 
 
 def start_of(tiny, seed: int = 5) -> Transforms:
-    """Random R1, R2 and R4 with signs."""
+    """Random R1, R2 and R4 with signs, and mixed heads."""
     dimensions, generator = tiny.dimensions, torch.Generator().manual_seed(seed)
     before, online = {}, {}
     for layer in range(dimensions.layers):
         channels = dimensions.intermediate_size
         before[layer, "mlp_middle"] = torch.randint(0, 2, (channels,), generator=generator).double() * 2 - 1
         online[layer, "mlp_middle"] = OnlineTransform(channels & -channels)
+        attended = dimensions.heads * dimensions.head_dim
+        online[layer, "value"] = OnlineTransform(attended & -attended, interleave=dimensions.heads)
     return Transforms(
         diagonals_before=before,
         residual_rotation=random_hadamard(dimensions.hidden_size, seed),

@@ -29,6 +29,8 @@ def _online(transform: OnlineTransform) -> Callable[[Any, Any], Tensor]:
             left, right = transform.kronecker.left, transform.kronecker.right
             whole = np.kron(left.astype(np.float64), np.eye(x.shape[-1] // len(left)) if right is None else right)
             return x @ torch.from_numpy(whole).double()
+        channels, runs = x.shape[-1], transform.interleave
+        x = x[..., [run * (channels // runs) + place for place in range(channels // runs) for run in range(runs)]]
         rotated = (x.reshape(*x.shape[:-1], -1, transform.hadamard_size) @ matrix).reshape(x.shape)
         return rotated if transform.diagonal is None else rotated * torch.from_numpy(transform.diagonal).double()
 
@@ -88,7 +90,8 @@ def _random_transforms(
     def transform(edge: Edge) -> OnlineTransform:
         channels = consumer_channels(edge, dimensions)
         diagonal = torch.randn(channels, generator=generator).exp()
-        return OnlineTransform(channels & -channels, diagonal.numpy())
+        runs = dimensions.heads if edge.name == "value" else 1
+        return OnlineTransform(channels & -channels, diagonal.numpy(), interleave=runs)
 
     def diagonals() -> dict[tuple[int, str], Tensor]:
         return {

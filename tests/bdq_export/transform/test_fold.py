@@ -167,6 +167,7 @@ def test_order_of_the_sandwich(tiny_model):
         (Transforms(diagonals={(0, "value"): torch.full((48,), torch.inf)}), "0 or not finite"),
         (Transforms(online={(0, "mlp_middle"): OnlineTransform(64)}), "size is 64, expected .* divides 96"),
         (Transforms(online={(0, "mlp_middle"): OnlineTransform(24)}), "size is 24, expected a power of two"),
+        (Transforms(online={(0, "mlp_middle"): OnlineTransform(32, interleave=5)}), "5 runs of channels"),
         (Transforms(online={(0, "key_query"): OnlineTransform(16)}), "no inputs of a linear"),
         (Transforms(online={(4, "mlp_middle"): OnlineTransform(32)}), "layer 4 does not exist"),
         (
