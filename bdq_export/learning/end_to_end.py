@@ -22,6 +22,7 @@ from bdq_export.learning.heads import Heads
 from bdq_export.learning.losses import Loss
 from bdq_export.learning.parameters import Parameters
 from bdq_export.learning.tuning_state import TuningState
+from bdq_export.process_memory import return_freed_memory
 from bdq_export.progress import Progress
 from bdq_export.resume import NOWHERE, ProgressStore
 
@@ -132,6 +133,7 @@ def tune(
                 break
             _step(runner, parameters, heads, train.take(batch), options.loss, optimizer)
             schedule.step()
+            return_freed_memory()  # pieces between what stays would add 0.2 GB in 80 steps of SmolLM2-135M
             stage.advance()
             state.steps += 1
             if (index + 1) % every and index + 1 < len(batches):

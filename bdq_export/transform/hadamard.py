@@ -48,4 +48,4 @@ def random_hadamard(size: int, seed: int) -> Tensor:
 
 def interleaved(x: Tensor, runs: int) -> Tensor:
     """`x` `[..., K]` with the channels of `runs` equal runs in turns; with `K // runs` in its place, back again."""
-    return x if runs == 1 else x.unflatten(-1, (runs, -1)).transpose(-1, -2).flatten(-2)
+    return x if runs == 1 else x.reshape(*x.shape[:-1], runs, -1).transpose(-1, -2).flatten(-2)

@@ -119,7 +119,7 @@ def _insert(model: ir.Model, linear: ir.Node, x: ir.Value, transform: OnlineTran
 def _insert_interleaving(model: ir.Model, linear: ir.Node, x: ir.Value, runs: int) -> ir.Value:
     """Channels `[runs, K / runs]` of each token transposed."""
     columns = _columns(linear)
-    # What attention gives has no known shape before it is lowered; it is `[batch, sequence, K]`, as all inputs of linears.
+    # What attention gives has no known shape before it is lowered. Inputs of linears are [batch, sequence, K].
     shape_of_x = ir.Shape([None, None, columns]) if x.shape is None else x.shape
     axes = shape_of_x.rank() - 1
     split = np.array([0] * axes + [runs, columns // runs], np.int64)
