@@ -15,9 +15,9 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient;
                                             these two, and lm_head in bfloat16, where rotations are
              + 4 * tokens * hidden + that    float inputs of a block, where --transform kronecker alone is learned
-             + 4 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
+             + 2 * layers * 2048 * hidden   inputs of all blocks, with --target-bits
              + outputs * min(outputs, 2048)    a factor for each linear, where GPTQ weighs outputs; before there are
-             + 4 * layers * tokens * hidden - 5 P  codes, inputs of all blocks: if that is more than learning takes
+             + 2 * layers * tokens * hidden - 5 P  codes, inputs of all blocks: if that is more than learning takes
              + 8 * length * vocab           logits of one sequence
 
 Where that is more than there is, weights are held one block at a time, with B parameters in a block, and the lines that
@@ -116,7 +116,7 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
     # Inputs of all blocks are gone before there are quantized weights, and factors before scales are learned.
     memory += max(learned, 0 if streamed else factors + max(0, inputs - 5 * parameters))
     if options.target_bits is not None:
-        memory += 4 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
+        memory += 2 * dimensions.layers * GRADIENT_TOKENS * dimensions.hidden_size
     packed = int(parameters * bits / 8) + parameters // 8 + 2 * embedding
     disk = 4 * parameters + 4 * embedding + packed + _SIDE_FILES
     if streamed:
@@ -132,7 +132,7 @@ def _curvature_bytes(dimensions: Dimensions, options: ExportOptions) -> tuple[in
     outputs = (queries, keys, keys, hidden, mlp, mlp, hidden)
     factors = sum(size * size for count in outputs for size in group_sizes(count))
     tokens = min(options.samples, GPTQ_SEQUENCES) * options.calib_seq_len
-    return dimensions.layers * 4 * tokens * hidden, dimensions.layers * factors
+    return dimensions.layers * 2 * tokens * hidden, dimensions.layers * factors
 
 
 def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, low_memory: bool = False) -> Estimate:

@@ -21,7 +21,7 @@ from torch.nn import Module
 from bdq_export import parallel
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.draw import draw
-from bdq_export.calibration.precision import fast_matmuls, product_dtype
+from bdq_export.calibration.precision import fast_matmuls
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.fake_quant import apply_online
 from bdq_export.fake_quant.rounding import straight_through
@@ -31,6 +31,8 @@ from bdq_runtime.specs import OnlineTransform
 
 _ROWS = 128
 """Rows of logits at a time."""
+_HELD = torch.bfloat16
+"""Of the inputs of all blocks: half the memory, whatever products are computed in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def site_gradients(
     with _transforming(runner, architecture, dimensions, online):
         hidden, inputs = runner.embedded(), []
         for layer in range(dimensions.layers):
-            inputs.append(keep(hidden.to(product_dtype())))
+            inputs.append(keep(hidden.to(_HELD)))
             hidden = runner.run(layer, hidden)
         gradient = _label_gradient(runner, hidden, seeds)
         del hidden

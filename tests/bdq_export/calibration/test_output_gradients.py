@@ -20,6 +20,7 @@ TOKENS = torch.randint(0, 320, (6, 40), generator=torch.Generator().manual_seed(
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(output_gradients, "_HELD", torch.float32)
 
 
 def by_path(tiny, model, online=None, tokens=TOKENS, seed=0):
