@@ -8,6 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
+import bdq_export.calibration.output_gradients as output_gradients
 import bdq_export.calibration.precision as precision
 from bdq_export import parallel
 from bdq_export.calibrate import calibrate
@@ -22,8 +25,9 @@ from bdq_export.resume.record import Record
 
 def main() -> int:
     directory, out, options, *failure = sys.argv[1:]
-    # Sums of bfloat16 products depend on the shapes of batches far more than those of float32.
+    # Sums of bfloat16 products depend on the shapes of batches far more than those of float32; held inputs, too.
     precision.has_fast_bfloat16 = lambda: False
+    output_gradients._HELD = torch.float32
     try:
         with parallel.data_parallel():
             if failure and int(failure[0]) == parallel.rank():
