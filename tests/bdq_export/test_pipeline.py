@@ -206,6 +206,17 @@ def test_parts_that_differ_are_an_error(float_graph: Any) -> None:
         quantize_graph(model, tiny.architecture, tiny.dimensions, decided, options)
 
 
+def test_linears_of_a_node_whose_inputs_take_turns_otherwise_are_an_error(float_graph: Any) -> None:
+    tiny, model = float_graph("llama")
+    options = ExportOptions(scheme="w4a4")
+    decided = _decided(tiny, options)
+    paths = [f"model.layers.1.self_attn.{name}_proj" for name in "qkv"]
+    turns = {path: OnlineTransform(16, interleave=1 + path.endswith("k_proj")) for path in paths}
+    decided = replace(decided, online={**decided.online, **turns})
+    with pytest.raises(VerificationError, match="qkv_proj differ in what is done to their input"):
+        quantize_graph(model, tiny.architecture, tiny.dimensions, decided, options)
+
+
 def test_what_has_no_node_is_an_error(float_graph: Any) -> None:
     tiny, model = float_graph("llama")
     options = ExportOptions(scheme="w4a4")
@@ -231,7 +242,8 @@ def test_the_graph_computes_what_the_fake_quantized_model_does(float_graph: Any,
                 left, right = factor_sizes(channels)
                 found = random_kronecker(left, None if edge.name == "value" else right, generator)
                 if online == "hadamard":
-                    found = OnlineTransform(channels & -channels)
+                    runs = tiny.dimensions.heads if edge.name == "value" else 1
+                    found = OnlineTransform(channels & -channels, interleave=runs)
                 paths = [tiny.architecture.layer_path(layer, path) for path in edge.consumers]
                 transforms.update(dict.fromkeys(paths, found))
     decided = replace(decided, online=transforms)

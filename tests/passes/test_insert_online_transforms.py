@@ -64,6 +64,13 @@ def test_linears_of_one_input_share_the_transform(mlp_quantized: Any) -> None:
     assert len(inputs) == 1
 
 
+def test_linears_whose_channels_take_other_turns_do_not(mlp_quantized: Any) -> None:
+    model = mlp_quantized(merged=False)
+    one, other = OnlineTransform(16, DIAGONAL), OnlineTransform(16, DIAGONAL, interleave=3)
+    InsertOnlineTransformsPass({"mlp.gate": one, "mlp.up": other})(model)
+    assert [node.op_type for node in model.graph].count("Hadamard") == 2
+
+
 def _kronecker(right: bool) -> Kronecker:
     rng = np.random.default_rng(4)
     second = rng.normal(size=(8, 8)).astype(np.float32) if right else None
