@@ -26,8 +26,6 @@ class InsertOnlineTransformsPass(GraphPass):
         MatMul(x, W)  ->  MatMul(bdq::Hadamard(x) * diagonal, W)
         MatMul(x, W)  ->  MatMul(Reshape(MatMul(leftᵀ, MatMul(Reshape(x), right))), W)
 
-    Where channels take turns, `x` is `Reshape(Transpose(Reshape(x)))` first.
-
     The weights are those that expect transformed inputs. Linears of one input and one transform share the nodes.
 
     Requires QUANTIZED, ensures QUANTIZED.
@@ -102,9 +100,8 @@ def _bytes(transform: OnlineTransform) -> tuple[bytes, ...]:
 def _insert(model: ir.Model, linear: ir.Node, x: ir.Value, transform: OnlineTransform) -> ir.Value:
     if transform.kronecker is not None:
         return _insert_kronecker(model, linear, x, transform.kronecker)
-    if transform.interleave > 1:
-        x = _insert_interleaving(model, linear, x, transform.interleave)
-    nodes = [bdq_node(model, "Hadamard", [x], {"size": transform.hadamard_size}, f"{linear.name}/hadamard")]
+    attributes = {"size": transform.hadamard_size, "interleave": transform.interleave}
+    nodes = [bdq_node(model, "Hadamard", [x], attributes, f"{linear.name}/hadamard")]
     if transform.diagonal is not None:
         diagonal = np.ascontiguousarray(transform.diagonal, np.float32)
         value = initializer(model, f"{linear.name}/diagonal", diagonal)
@@ -112,30 +109,6 @@ def _insert(model: ir.Model, linear: ir.Node, x: ir.Value, transform: OnlineTran
         nodes[-1].outputs[0].name = f"{linear.name}/scale_input/output"
     for node in nodes:
         node.outputs[0].type, node.outputs[0].shape = x.type, x.shape
-    model.graph.insert_before(linear, nodes)
-    return nodes[-1].outputs[0]
-
-
-def _insert_interleaving(model: ir.Model, linear: ir.Node, x: ir.Value, runs: int) -> ir.Value:
-    """Channels `[runs, K / runs]` of each token transposed."""
-    columns = _columns(linear)
-    # What attention gives has no known shape before it is lowered. Inputs of linears are [batch, sequence, K].
-    shape_of_x = ir.Shape([None, None, columns]) if x.shape is None else x.shape
-    axes = shape_of_x.rank() - 1
-    split = np.array([0] * axes + [runs, columns // runs], np.int64)
-    join = np.array([0] * axes + [columns], np.int64)
-    nodes = [
-        ir.node(
-            "Reshape", [x, initializer(model, f"{linear.name}/runs_shape", split)], name=f"{linear.name}/split_runs"
-        )
-    ]
-    swapped = [*range(axes), axes + 1, axes]
-    nodes.append(ir.node("Transpose", nodes[0].outputs, {"perm": swapped}, name=f"{linear.name}/interleave_runs"))
-    shape = initializer(model, f"{linear.name}/channels_shape", join)
-    nodes.append(ir.node("Reshape", [nodes[1].outputs[0], shape], name=f"{linear.name}/join_runs"))
-    for node in nodes:
-        node.outputs[0].name, node.outputs[0].type = f"{node.name}/output", x.type
-    nodes[-1].outputs[0].shape = shape_of_x
     model.graph.insert_before(linear, nodes)
     return nodes[-1].outputs[0]
 

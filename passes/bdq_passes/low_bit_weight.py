@@ -27,6 +27,7 @@ class LinearInput:
     Attributes:
         x: the input before any of it.
         hadamard_size: of the Hadamard transform, 0 for none.
+        hadamard_interleave: runs of channels that take turns before it.
         diagonal: `[K]`, or None; only with a Hadamard transform.
         bits: of the activations; 16 for float.
         clip: of the activations.
@@ -34,6 +35,7 @@ class LinearInput:
 
     x: ir.Value
     hadamard_size: int = 0
+    hadamard_interleave: int = 1
     diagonal: ir.Value | None = None
     bits: int = _FLOAT_ACTIVATIONS
     clip: float = 1.0
@@ -47,13 +49,18 @@ def linear_input(node: ir.Node) -> LinearInput:
         x, bits, clip = required_input(quantize, 0), _int(quantize, "bits"), quantize.attributes["clip"].as_float()
     producer = x.producer()
     if producer is not None and is_bdq(producer, "Hadamard"):
-        return LinearInput(required_input(producer, 0), _int(producer, "size"), None, bits, clip)
+        return _rotated_input(producer, None, bits, clip)
     if producer is not None and producer.op_type == "Mul":
         rotated, diagonal = required_input(producer, 0), required_input(producer, 1)
         hadamard = rotated.producer()
         if hadamard is not None and is_bdq(hadamard, "Hadamard") and diagonal.is_initializer():
-            return LinearInput(required_input(hadamard, 0), _int(hadamard, "size"), diagonal, bits, clip)
+            return _rotated_input(hadamard, diagonal, bits, clip)
     return LinearInput(x, bits=bits, clip=clip)
+
+
+def _rotated_input(hadamard: ir.Node, diagonal: ir.Value | None, bits: int, clip: float) -> LinearInput:
+    size, interleave = _int(hadamard, "size"), _int(hadamard, "interleave")
+    return LinearInput(required_input(hadamard, 0), size, interleave, diagonal, bits, clip)
 
 
 def takes_bdq(node: ir.Node, everything: bool) -> bool:
@@ -121,6 +128,7 @@ def linear_attributes(given: LinearInput, weight: QuantizedWeight, halves: int) 
     }
     if given.hadamard_size:
         attributes["hadamard_size"] = given.hadamard_size
+        attributes["hadamard_interleave"] = given.hadamard_interleave
     return attributes
 
 

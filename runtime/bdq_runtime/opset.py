@@ -52,6 +52,7 @@ _LINEAR_ATTRIBUTES: Mapping[str, Attribute | type] = {
     "activation_bits": int,
     "activation_clip": 1.0,
 }
+_HADAMARD: Mapping[str, Attribute | type] = {"hadamard_size": int, "hadamard_interleave": 1}
 _ATTENTION_ATTRIBUTES: Mapping[str, Attribute | type] = {
     "num_heads": int,
     "kv_num_heads": int,
@@ -73,11 +74,11 @@ _ROTARY = {"cos_cache": FLOAT, "sin_cache": FLOAT}
 
 def _linears() -> list[Operator]:
     found = []
-    for rotated, front, size in (("", {}, {}), ("Hadamard", {"diagonal": FLOAT}, {"hadamard_size": int})):
+    for rotated, front, transform in (("", {}, {}), ("Hadamard", {"diagonal": FLOAT}, _HADAMARD)):
         for gated, gate in (("", {}), ("Gated", {"gate": "silu"})):
             for biased, back in (("", {}), ("Bias", {"bias": FLOAT})):
                 inputs = {"x": FLOAT, **front, **_PACKED, **back}
-                attributes = {**_LINEAR_ATTRIBUTES, **size, **gate}
+                attributes = {**_LINEAR_ATTRIBUTES, **transform, **gate}
                 found.append(Operator(f"{rotated}{gated}LowBitLinear{biased}", inputs, {"y": FLOAT}, attributes))
     return found
 
@@ -97,7 +98,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         for operator in (
             *_linears(),
             *_attentions(),
-            Operator("Hadamard", {"x": FLOAT}, {"y": FLOAT}, {"size": int}),
+            Operator("Hadamard", {"x": FLOAT}, {"y": FLOAT}, {"size": int, "interleave": 1}),
             Operator("DynamicFakeQuantize", {"x": FLOAT}, {"y": FLOAT}, {"bits": int, "clip": 1.0}),
         )
     }

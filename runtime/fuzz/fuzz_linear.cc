@@ -35,6 +35,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   spec.activation_bits = input.pick<int>({3, 4, 8, 16});
   spec.activation_clip = input.pick<float>({1.0f, 0.9f, 0.5f});
   spec.hadamard_size = input.pick<int>({0, 0, 1, 2, 32, 64, 128});
+  spec.hadamard_interleave = spec.hadamard_size == 0 ? 1 : input.pick<int>({1, 1, 2, 3, 4, 9, 64});
   spec.gate = static_cast<bdq::Gate>(input.take<std::uint8_t>() % 3);
   bdq::LinearSizes sizes{};
   try {

@@ -51,8 +51,11 @@ def _model(quantized: Any, transform: OnlineTransform | None = None) -> ir.Model
 @pytest.mark.parametrize("diagonal", [None, DIAGONAL])
 def test_the_same_function(quantized: Any, run: Any, ids: Any, relative_error: Any, diagonal: Any, runs: int) -> None:
     expected = run(_model(quantized), {"input_ids": ids})
-    found = run(_model(quantized, OnlineTransform(16, diagonal, interleave=runs)), {"input_ids": ids})
-    assert relative_error(found, expected) < 1e-5
+    transformed = _model(quantized, OnlineTransform(16, diagonal, interleave=runs))
+    assert relative_error(run(transformed, {"input_ids": ids}), expected) < 1e-5
+    nodes = [node for node in transformed.graph if node.op_type == "Hadamard"]
+    assert [node.attributes["interleave"].as_int() for node in nodes] == [runs, runs]
+    assert "Transpose" not in {node.op_type for node in transformed.graph}
 
 
 def test_linears_of_one_input_share_the_transform(mlp_quantized: Any) -> None:

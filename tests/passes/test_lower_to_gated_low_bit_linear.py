@@ -20,7 +20,8 @@ GATED = "mlp.gate_up_proj"
 def _prepared(make: Any, bits: int = 4, online: bool = False, **options: Any) -> ir.Model:
     model: ir.Model = make(**options)
     if online:
-        InsertOnlineTransformsPass({GATED: OnlineTransform(16, np.linspace(0.5, 2, 48).astype(np.float32))})(model)
+        diagonal = np.linspace(0.5, 2, 48).astype(np.float32)
+        InsertOnlineTransformsPass({GATED: OnlineTransform(16, diagonal, interleave=3)})(model)
     if bits < 16:
         InsertTokenQuantizationPass({GATED: ActivationQuantization(bits, 0.9)})(model)
     return model

@@ -28,10 +28,13 @@ SPECS = [QuantSpec(bits, PerChannel()) for bits in (2, 3, 4, 8)]
 SPECS += [QuantSpec(3, PerBlock(32)), QuantSpec(4, PerBlock(64)), QuantSpec(2, PerChannel(), grid="odd")]
 
 
-def _prepare(model: ir.Model, bits: int, online: bool) -> None:
+def _prepare(model: ir.Model, bits: int, online: bool, runs: int = 1) -> None:
     if online:
-        transform = OnlineTransform(16, DIAGONAL)
-        InsertOnlineTransformsPass({"ab": transform, "lm_head": OnlineTransform(8)})(model)
+        transforms = {
+            "ab": OnlineTransform(16, DIAGONAL, interleave=runs),
+            "lm_head": OnlineTransform(8, interleave=runs),
+        }
+        InsertOnlineTransformsPass(transforms)(model)
     if bits < 16:
         InsertTokenQuantizationPass({name: ActivationQuantization(bits, 0.9) for name in NAMES})(model)
 
@@ -52,15 +55,21 @@ def test_the_same_function(quantized: Any, run: Any, ids: Any, relative_error: A
     assert {node.op_type for node in note.with_role(after, note.LINEAR)} == {"LowBitLinear", "LowBitLinearBias"}
 
 
-def test_transforms_are_taken_in(quantized: Any, run: Any, ids: Any, relative_error: Any) -> None:
+@pytest.mark.parametrize("runs", [1, 3])
+def test_transforms_are_taken_in(quantized: Any, run: Any, ids: Any, relative_error: Any, runs: int) -> None:
     spec = QuantSpec(4, PerChannel())
     before, after = quantized(spec, tied=False).model, quantized(spec, tied=False).model
     for model in (before, after):
-        _prepare(model, 8, online=True)
+        _prepare(model, 8, online=True, runs=runs)
     LowerToLowBitLinearPass()(after)
-    names = [node.op_type for node in note.with_role(after, note.LINEAR)]
-    assert names == ["HadamardLowBitLinear", "LowBitLinear", "HadamardLowBitLinear"]
-    assert not {"Hadamard", "DynamicFakeQuantize", "MatMul"} & {node.op_type for node in after.graph}
+    first, middle, last = note.with_role(after, note.LINEAR)
+    assert [node.op_type for node in (first, middle, last)] == [
+        "HadamardLowBitLinear",
+        "LowBitLinear",
+        "HadamardLowBitLinear",
+    ]
+    assert [node.attributes["hadamard_interleave"].as_int() for node in (first, last)] == [runs, runs]
+    assert not {"Hadamard", "DynamicFakeQuantize", "MatMul", "Transpose"} & {node.op_type for node in after.graph}
     assert relative_error(_run(run, after, ids), _run(run, before, ids)) < 1e-5
 
 

@@ -27,13 +27,17 @@ def hadamard(
     channels: ir.Value | None,
     axes: int | None,
     factor: ir.Value | np.generic = _ONE,
+    interleave: str | None = None,
 ) -> ir.Value:
     """`x H / sqrt(n) * factor` of rows `x [..., K]`, n the value of an attribute; a factor of 1 changes no bit.
 
     Rows become integers so small that every sum of n of them is exact: no order of addition matters. `axes` is the
     number of axes in front of K and `channels` is K, where they are known: shapes are then known too, which `attention`
-    says the use of. `-1 / -step` is `1 / step`: see `activations`.
+    says the use of. `-1 / -step` is `1 / step`: see `activations`. `interleave` is the attribute that says how many
+    runs of channels take turns first.
     """
+    if interleave is not None:
+        x = _interleaved(body, x, interleave, channels, axes)
     log = _log2(body, body.attribute(attribute))
     minus_step = minus_largest(body, x, body.op("Gather", _STEPS, log, axis=0))
     grid = body.op("Round", body.op("Mul", x, body.op("Div", np.float32(-1), minus_step)))
@@ -42,6 +46,24 @@ def hadamard(
     if factor is not _ONE:
         minus_root = body.op("Mul", minus_root, factor)
     return body.op("Mul", sums, body.op("Mul", minus_step, minus_root))
+
+
+def _interleaved(body: Body, x: ir.Value, attribute: str, channels: ir.Value | None, axes: int | None) -> ir.Value:
+    """Channels `[runs, K / runs]` of rows `x [..., K]` transposed, `runs` the value of an attribute."""
+
+    def transposed(inner: Body, is_mixed: bool) -> ir.Value:
+        if not is_mixed:
+            return x
+        runs = body.attribute(attribute)  # not the branch's constant: where it is not taken, that need not divide K
+        if axes is not None:
+            turned = inner.op("Transpose", inner.reshape(x, *[0] * axes, runs, -1), perm=[*range(axes), axes + 1, axes])
+            return inner.reshape(turned, *[0] * axes, -1 if channels is None else channels)
+        shape = inner.op("Shape", x)
+        size = inner.op("Gather", shape, np.int64(-1), axis=0) if channels is None else channels
+        rows = inner.reshape(x, -1, runs, inner.op("Div", size, runs))
+        return inner.op("Reshape", inner.op("Transpose", rows, perm=[0, 2, 1]), shape)
+
+    return body.choose(attribute, lambda given: given > 1, transposed)
 
 
 def _sums(body: Body, x: ir.Value, size: int, channels: ir.Value | None, axes: int | None) -> ir.Value:

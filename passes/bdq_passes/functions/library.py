@@ -19,6 +19,7 @@ MIN_OPSET = 18
 _KEEP_RANK = {
     *("Add", "Cast", "Div", "Identity", "Mul", "Slice", "Sub"),
     *("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    "GroupQueryAttention",
 }
 """Operators whose first output has as many axes as their first input that is no constant."""
 
@@ -114,5 +115,5 @@ def _build(operator: Operator, axes: int | None) -> _Build:
     if "past_key" in operator.inputs:
         return attention
     if operator.name == "Hadamard":
-        return lambda body, inputs: [hadamard(body, inputs["x"], "size", None, axes)]
+        return lambda body, inputs: [hadamard(body, inputs["x"], "size", None, axes, interleave="interleave")]
     return lambda body, inputs: [fake_quantize(body, inputs["x"])]

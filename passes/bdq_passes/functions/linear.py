@@ -20,7 +20,8 @@ def linear(body: Body, inputs: dict[str, ir.Value], axes: int | None) -> ir.Valu
     """
     x, halves = inputs["x"], 2 if "gate" in body.values else 1
     if "diagonal" in inputs:
-        x = body.op("Mul", hadamard(body, x, "hadamard_size", body.attribute("K"), axes), inputs["diagonal"])
+        rotated = hadamard(body, x, "hadamard_size", body.attribute("K"), axes, interleave="hadamard_interleave")
+        x = body.op("Mul", rotated, inputs["diagonal"])
     scales = _halves(body, panels.scales(body, inputs["scales"], halves), halves)
     bits, clip = "activation_bits", "activation_clip"
 

@@ -53,9 +53,9 @@ class Case:
         if "past_key" in self.inputs:
             return _expected_attention(self.inputs, given)
         x = self.inputs["x"]
-        return (
-            hadamard(x, given["size"]) if "size" in given else dynamic_fake_quantize(x, given["bits"], given["clip"]),
-        )
+        if "size" in given:
+            return (hadamard(x, given["size"], given["interleave"]),)
+        return (dynamic_fake_quantize(x, given["bits"], given["clip"]),)
 
 
 def linear(operator: str, m: int, k: int, n: int, exact: bool = False, **attributes: Any) -> Case:
@@ -116,6 +116,7 @@ def _expected_linear(inputs: Mapping[str, Array], given: Mapping[str, Any]) -> A
         bias=inputs.get("bias"),
         diagonal=inputs.get("diagonal"),
         hadamard_size=given.get("hadamard_size", 0),
+        hadamard_interleave=given.get("hadamard_interleave", 1),
         gate=given.get("gate"),
         **{name: given[name] for name in names},
     )
@@ -157,6 +158,8 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "gemm large tile, blocks": linear("LowBitLinear", 66, 64, 20, block_size=32),
         "hadamard gemv": linear("HadamardLowBitLinear", 1, 96, 40, exact=True),
         "hadamard gemm, bias": linear("HadamardLowBitLinearBias", 6, 96, 40, exact=True),
+        "hadamard gemv, interleaved": linear("HadamardLowBitLinear", 1, 96, 40, exact=True, hadamard_interleave=3),
+        "hadamard gemm, interleaved": linear("HadamardLowBitLinear", 6, 96, 40, exact=True, hadamard_interleave=12),
         "gated gemv": linear("GatedLowBitLinear", 2, 96, 24, gate="silu"),
         "gated gemm, bias": linear("GatedLowBitLinearBias", 5, 96, 40, gate="gelu_tanh", weight_bits=2),
         "hadamard gated gemv": linear("HadamardGatedLowBitLinear", 1, 64, 24, gate="silu"),
@@ -165,8 +168,12 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "float hadamard, blocks, bias": linear(
             "HadamardLowBitLinearBias", 2, 160, 20, activation_bits=16, block_size=32
         ),
+        "float hadamard, interleaved": linear(
+            "HadamardLowBitLinear", 2, 96, 20, activation_bits=16, hadamard_interleave=3
+        ),
         "float large tile, gated, 3 bits": linear("GatedLowBitLinear", 66, 64, 20, activation_bits=16, weight_bits=3),
         "hadamard": rows("Hadamard", 3, 96, size=32),
+        "hadamard, interleaved": rows("Hadamard", 3, 96, size=32, interleave=6),
         "large hadamard": rows("Hadamard", 1, 4096, size=2048),
         "fake quantize": rows("DynamicFakeQuantize", 2, 100, bits=4, clip=0.8),
         "fake quantize, 16 bits": rows("DynamicFakeQuantize", 2, 10, bits=16),

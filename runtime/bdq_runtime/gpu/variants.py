@@ -22,9 +22,10 @@ _QUERY = "*fp16 high, *fp16 low, *fp32 factors"
 
 ARGUMENTS: Mapping[str, str] = MappingProxyType(
     {
-        "rows.hadamard_rows": f"*fp32 x, *fp32 diagonal, *fp32 y, i32 K, {_HADAMARD}, i32 has_diagonal",
+        "rows.hadamard_rows": f"*fp32 x, *fp32 diagonal, *fp32 y, i32 K, i32 interleave, {_HADAMARD}, i32 has_diagonal",
         "rows.quantize_rows": f"*fp32 x, {_CODES}, {_ROW}, {_GRID}",
-        "rows.rotate_quantize_rows": f"*fp32 x, *fp32 diagonal, *fp32 y, {_CODES}, {_ROW}, {_HADAMARD}, {_GRID}",
+        "rows.rotate_quantize_rows": f"*fp32 x, *fp32 diagonal, *fp32 y, {_CODES}, {_ROW}, i32 interleave, {_HADAMARD},"
+        f" {_GRID}",
         "rows.fake_quantize_rows": "*fp32 x, *fp32 y, i32 K, fp32 c, fp32 high",
         "gemm.low_bit_gemm": f"{_CODES}, *u8 weight, {_OUT}, i32 M, i32 N, i32:16 rows, i32:16 padded, {_LINEAR}",
         "gemv.low_bit_gemv": f"*i32 q, *fp32 scale, *i32 total, *i32 weight, {_OUT}, i32 N, i32:16 rows, i32:16 padded,"

@@ -34,14 +34,27 @@ def grid_bits(size: int) -> int:
     return min(_MANTISSA_BITS - (size.bit_length() - 1), 20)
 
 
-def hadamard(x: Array, size: int) -> Array:
-    """`x H / sqrt(size)` for each `size` consecutive channels of `x [..., K]` float32.
+def interleaved(x: Array, runs: int) -> Array:
+    """Channels `[runs, K / runs]` of `x [..., K]` transposed: the first of each run, then the second of each, ...
 
     Raises:
-        ValueError: the size is no power of two up to 4096, or does not divide K.
+        ValueError: the number of runs is not positive, or does not divide K.
+    """
+    k = x.shape[-1]
+    if runs < 1 or k % runs:
+        raise ValueError(f"{k} channels in {runs} runs, expected a positive divisor")
+    found: Array = x.reshape(*x.shape[:-1], runs, k // runs).swapaxes(-1, -2).reshape(x.shape)
+    return found
+
+
+def hadamard(x: Array, size: int, interleave: int = 1) -> Array:
+    """`x H / sqrt(size)` for each `size` consecutive channels of `x [..., K]` float32, interleaved first.
+
+    Raises:
+        ValueError: the size is no power of two up to 4096, or it or `interleave` does not divide K.
     """
     matrix = sylvester(size)
-    x = np.asarray(x, np.float32)
+    x = interleaved(np.asarray(x, np.float32), interleave)
     if x.shape[-1] % size:
         raise ValueError(f"{x.shape[-1]} channels, expected a multiple of the Hadamard size {size}")
     largest = np.abs(x).max(-1, keepdims=True, initial=np.float32(0))

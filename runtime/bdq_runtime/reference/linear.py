@@ -28,6 +28,7 @@ def low_bit_linear(
     activation_clip: float = 1.0,
     bias: Array | None = None,
     hadamard_size: int = 0,
+    hadamard_interleave: int = 1,
     diagonal: Array | None = None,
     gate: str | None = None,
 ) -> Array:
@@ -45,6 +46,7 @@ def low_bit_linear(
         activation_clip: part of the largest |x| of a row that its grid covers.
         bias: float32 `[n]`, `[2 n]` with a gate.
         hadamard_size: 0, or the size of the Hadamard transform of x.
+        hadamard_interleave: runs of channels of x that take turns before it.
         diagonal: float32 `[K]`, multiplies what the Hadamard transform gives.
         gate: None, "silu" or "gelu_tanh".
 
@@ -53,7 +55,7 @@ def low_bit_linear(
     """
     x = np.asarray(x, np.float32)
     if hadamard_size:
-        x = hadamard(x, hadamard_size)
+        x = hadamard(x, hadamard_size, hadamard_interleave)
     if diagonal is not None:
         x = x * diagonal
     rows = _rows_of_panels(n, gated=gate is not None)

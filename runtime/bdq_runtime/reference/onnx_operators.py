@@ -73,6 +73,7 @@ def _linear(inputs: dict[str, Array], attributes: dict[str, Any]) -> tuple[Array
         bias=inputs.get("bias"),
         diagonal=inputs.get("diagonal"),
         hadamard_size=attributes.get("hadamard_size", 0),
+        hadamard_interleave=attributes.get("hadamard_interleave", 1),
         gate=attributes.get("gate"),
         **{name: attributes[name] for name in names},
     )
@@ -90,7 +91,7 @@ def _attention(inputs: dict[str, Array], attributes: dict[str, Any]) -> tuple[Ar
 
 
 def _hadamard(inputs: dict[str, Array], attributes: dict[str, Any]) -> tuple[Array, ...]:
-    return (hadamard(inputs["x"], attributes["size"]),)
+    return (hadamard(inputs["x"], attributes["size"], attributes["interleave"]),)
 
 
 def _fake_quantize(inputs: dict[str, Array], attributes: dict[str, Any]) -> tuple[Array, ...]:

@@ -79,7 +79,7 @@ class Linear final : public Kernel {
 
   void multiply(Launcher& launcher, const LinearArguments& a, const float* x, float* y, std::int64_t M) const {
     const LinearSpec& spec = node_.spec();
-    const Hadamard hadamard = {spec.hadamard_size, a.diagonal};
+    const Hadamard hadamard = {spec.hadamard_size, a.diagonal, spec.hadamard_interleave};
     if (spec.activation_bits == 16) {
       if (hadamard.size != 0) {
         auto* rotated = launcher.scratch<float>(M * spec.K);

@@ -20,9 +20,11 @@ float high_of(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
 class HadamardKernel final : public Kernel {
  public:
-  explicit HadamardKernel(const NodeInfo& node) : size_(node.small_integer("size")), scratch_(Scratch::of(node)) {
+  explicit HadamardKernel(const NodeInfo& node)
+      : size_(node.small_integer("size")), interleave_(node.small_integer("interleave")), scratch_(Scratch::of(node)) {
     if (size_ < 1 || size_ > kMaxHadamard || (size_ & (size_ - 1)) != 0)
       throw std::invalid_argument("attribute size is " + std::to_string(size_) + ", expected a power of two up to 4096");
+    if (interleave_ < 1) throw std::invalid_argument("attribute interleave is " + std::to_string(interleave_) + ", expected at least 1");
   }
 
   void compute(const Run& run) const override {
@@ -31,14 +33,23 @@ class HadamardKernel final : public Kernel {
     const std::int64_t K = x.dims.back();
     if (K % size_ != 0)
       throw std::invalid_argument("x has " + std::to_string(K) + " channels, expected a multiple of size, " + std::to_string(size_));
+    if (K % interleave_ != 0)
+      throw std::invalid_argument("x has " + std::to_string(K) + " channels, expected a multiple of interleave, " + std::to_string(interleave_));
     float* y = run.output<float>(0, x.dims);
     if (x.dims.count() == 0) return;
     Launcher launcher(run, *scratch_, 0);
-    hadamard_rows(launcher, x.as<float>(), y, x.dims.count() / K, K, {size_, nullptr});
+    const float* from = x.as<float>();
+    if (interleave_ > 1 && from == y) {
+      auto* copy = launcher.scratch<float>(x.dims.count());
+      launcher.copy(copy, from, static_cast<std::size_t>(x.dims.count()) * sizeof(float));
+      from = copy;
+    }
+    hadamard_rows(launcher, from, y, x.dims.count() / K, K, {size_, nullptr, interleave_});
   }
 
  private:
   const int size_;
+  const int interleave_;
   const std::shared_ptr<Scratch> scratch_;
 };
 
@@ -82,7 +93,7 @@ HadamardConstants hadamard_constants(std::int64_t size) {
 void hadamard_rows(Launcher& launcher, const float* x, float* y, std::int64_t M, std::int64_t K, const Hadamard& hadamard) {
   const HadamardConstants h = hadamard_constants(hadamard.size);
   launcher.launch(with_segment("bdq_hadamard_rows", hadamard.size), {M}, Pointer{x}, Pointer{hadamard.diagonal}, Pointer{y}, int32("K", K),
-                  h.log_n, h.grid, h.root, std::int32_t{hadamard.diagonal != nullptr});
+                  std::int32_t{hadamard.interleave}, h.log_n, h.grid, h.root, std::int32_t{hadamard.diagonal != nullptr});
 }
 
 Codes quantize_rows(Launcher& launcher, const float* x, std::int64_t M, std::int64_t K, std::int64_t padded, int bits, float clip,
@@ -99,8 +110,8 @@ Codes quantize_rows(Launcher& launcher, const float* x, std::int64_t M, std::int
   const HadamardConstants h = hadamard_constants(hadamard.size);
   const auto* rotated = launcher.scratch<float>(M * K);
   launcher.launch(with_segment("bdq_rotate_quantize_rows", hadamard.size), {M}, Pointer{x}, Pointer{hadamard.diagonal}, Pointer{rotated},
-                  Pointer{to.codes}, Pointer{to.scales}, Pointer{to.totals}, Pointer{to.sums}, width, padded_width, h.log_n, h.grid, h.root,
-                  factor, high, std::int32_t{log_fields}, has_sums);
+                  Pointer{to.codes}, Pointer{to.scales}, Pointer{to.totals}, Pointer{to.sums}, width, padded_width, std::int32_t{hadamard.interleave}, h.log_n,
+                  h.grid, h.root, factor, high, std::int32_t{log_fields}, has_sums);
   return to;
 }
 

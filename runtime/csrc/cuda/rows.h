@@ -8,6 +8,7 @@ namespace bdq::cuda {
 struct Hadamard {
   int size = 0;                    // 0: none
   const float* diagonal = nullptr;  // [K], or null
+  int interleave = 1;               // runs of channels that take turns first
 };
 
 // Codes int8 [M, padded], scales [M], totals [M], sums of each 32 codes [M, padded / 32] or null.
@@ -18,7 +19,7 @@ struct Codes {
   std::int32_t* sums;
 };
 
-// y [M, K] = Hadamard(x) * diagonal; y may be x.
+// y [M, K] = Hadamard(x) * diagonal; y may be x unless channels are interleaved.
 void hadamard_rows(Launcher& launcher, const float* x, float* y, std::int64_t M, std::int64_t K, const Hadamard& hadamard);
 
 // Codes of x, or of Hadamard(x) * diagonal, with the columns of each group of 4 << log_fields in the order of rows.py.

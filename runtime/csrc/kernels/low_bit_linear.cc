@@ -8,6 +8,7 @@
 
 #include "linear/kernels.h"
 #include "linear/scratch.h"
+#include "rows.h"
 
 namespace bdq {
 namespace {
@@ -134,6 +135,10 @@ class Linear {
   void prepare_row(const float* x, std::int64_t r, const Buffers& to, float* rotated) const {
     float* floats = integer() ? rotated : to.floats + r * m_.padded_K();
     if (spec_.hadamard_size != 0) {
+      if (spec_.hadamard_interleave > 1) {
+        interleave_row(x, floats, spec_.K, spec_.hadamard_interleave);
+        x = floats;
+      }
       kernels_.hadamard(x, in_.diagonal, floats, spec_.K, spec_.hadamard_size);
       x = floats;
     }

@@ -19,6 +19,7 @@ struct LinearSpec {
   int activation_bits = 8;         // 3, 4, 8, 16 (float)
   float activation_clip = 1.0f;
   int hadamard_size = 0;           // 0: no Hadamard and no diagonal in front
+  int hadamard_interleave = 1;     // runs of channels that take turns before the Hadamard; 1: they stay where they are
   Gate gate = Gate::kNone;
 };
 

@@ -15,6 +15,7 @@ LinearSpec spec_of(const NodeInfo& node) {
   if (node.has_input("diagonal")) {
     spec.hadamard_size = node.small_integer("hadamard_size");
     if (spec.hadamard_size < 1) throw std::invalid_argument("attribute hadamard_size is not positive");
+    spec.hadamard_interleave = node.small_integer("hadamard_interleave");
   }
   if (node.op().attribute("gate") != nullptr) {
     const std::string gate = node.text("gate");

@@ -28,6 +28,7 @@ void add_linears(std::vector<Operator>& all) {
                              required("weight_bits", Attribute::kInt), integer("weight_grid", 0),
                              integer("block_size", 0),                 required("activation_bits", Attribute::kInt),
                              number("activation_clip", 1.0f)};
+  const Attributes hadamard = {required("hadamard_size", Attribute::kInt), integer("hadamard_interleave", 1)};
   for (bool rotated : {false, true}) {
     for (bool gated : {false, true}) {
       for (bool biased : {false, true}) {
@@ -40,7 +41,7 @@ void add_linears(std::vector<Operator>& all) {
                                  biased ? Values{{"bias", Element::kFloat}} : Values{}});
         op.outputs = {{"y", Element::kFloat}};
         op.attributes = join<Attribute>({common,
-                                         rotated ? Attributes{required("hadamard_size", Attribute::kInt)} : Attributes{},
+                                         rotated ? hadamard : Attributes{},
                                          gated ? Attributes{text("gate", "silu")} : Attributes{}});
         all.push_back(std::move(op));
       }
@@ -81,7 +82,7 @@ std::vector<Operator> make() {
   add_linears(all);
   add_attentions(all);
   const Values x = {{"x", Element::kFloat}}, y = {{"y", Element::kFloat}};
-  all.push_back({"Hadamard", Operator::kHadamard, x, y, {required("size", Attribute::kInt)}});
+  all.push_back({"Hadamard", Operator::kHadamard, x, y, {required("size", Attribute::kInt), integer("interleave", 1)}});
   all.push_back({"DynamicFakeQuantize",
                  Operator::kFakeQuantize,
                  x,

@@ -46,20 +46,33 @@ class Rows : public Kernel {
 
 class HadamardKernel final : public Rows<HadamardKernel> {
  public:
-  HadamardKernel(const NodeInfo& node, Isa isa) : Rows(node, isa), size_(node.small_integer("size")) {
+  HadamardKernel(const NodeInfo& node, Isa isa)
+      : Rows(node, isa), size_(node.small_integer("size")), interleave_(node.small_integer("interleave")) {
     if (size_ < 1 || size_ > kMaxHadamard || (size_ & (size_ - 1)) != 0)
       throw std::invalid_argument("attribute size is " + std::to_string(size_) + ", expected a power of two up to 4096");
+    if (interleave_ < 1) throw std::invalid_argument("attribute interleave is " + std::to_string(interleave_) + ", expected at least 1");
   }
 
   void check_columns(std::int64_t K) const {
     if (K % size_ != 0)
       throw std::invalid_argument("x has " + std::to_string(K) + " channels, expected a multiple of size, " + std::to_string(size_));
+    if (K % interleave_ != 0)
+      throw std::invalid_argument("x has " + std::to_string(K) + " channels, expected a multiple of interleave, " + std::to_string(interleave_));
   }
 
-  void row(const float* x, float* y, std::int64_t K) const { hadamard_row(x, y, K, size_, isa_); }
+  void row(const float* x, float* y, std::int64_t K) const {
+    if (interleave_ > 1) {  // not into y, which may be x
+      thread_local std::vector<float> channels;
+      channels.resize(static_cast<std::size_t>(K));
+      interleave_row(x, channels.data(), K, interleave_);
+      x = channels.data();
+    }
+    hadamard_row(x, y, K, size_, isa_);
+  }
 
  private:
   const int size_;
+  const int interleave_;
 };
 
 class FakeQuantize final : public Rows<FakeQuantize> {

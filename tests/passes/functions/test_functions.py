@@ -57,6 +57,19 @@ def test_hadamard(size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(192,), (5, 192), (2, 3, 192), (2, 1, 3, 192)])
+@pytest.mark.parametrize("interleave", [1, 3, 12, 192])
+def test_interleaved_hadamard(interleave: int, shape: tuple[int, ...]) -> None:
+    x = RNG.standard_normal(shape).astype(np.float32)
+    _check(Case("Hadamard", {"size": 64, "interleave": interleave}, {"x": x}), levels=LEVELS)
+
+
+@pytest.mark.parametrize("interleave", [3, 45])
+def test_interleaved_linear(interleave: int) -> None:
+    attributes = {"weight_bits": 4, "activation_bits": 4, "hadamard_size": 4, "hadamard_interleave": interleave}
+    _check(linear_case("HadamardLowBitLinearBias", _rows(2, 3, 180), 17, **attributes), levels=LEVELS)
+
+
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 64), (17, 65), (31, 200)])
 @pytest.mark.parametrize(("bits", "grid"), [(2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1), (8, 0)])
 def test_linear_by_channel(bits: int, grid: int, n: int, k: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,19 @@ def test_nodes_of_one_name_may_differ_in_all_attributes(level: str, tmp_path: Pa
         ),
         *(Case("Hadamard", {"size": size}, {"x": X[..., : 3 * size]}) for size in (1, 4, 64)),
         Case("Hadamard", {"size": 128}, {"x": X[..., :128]}),
+        *(Case("Hadamard", {"size": 4, "interleave": runs}, {"x": X[..., : 4 * runs]}) for runs in (3, 7)),
+        *(
+            linear_case(
+                "HadamardLowBitLinear",
+                X[..., :k],
+                20,
+                weight_bits=4,
+                activation_bits=4,
+                hadamard_size=4,
+                hadamard_interleave=runs,
+            )
+            for k, runs in ((192, 1), (36, 9), (20, 5))
+        ),
         *(Case("DynamicFakeQuantize", {"bits": bits}, {"x": X}) for bits in (3, 8, 16)),
         *(
             attention_case(
@@ -57,7 +71,7 @@ def test_nodes_of_one_name_may_differ_in_all_attributes(level: str, tmp_path: Pa
         ),
     ]
     model = model_of(*cases)
-    assert len(model.functions) == 4
+    assert len(model.functions) == 5
     onnx.checker.check_model(model, full_check=True)
     feeds = {f"{name}_{number}": array for number, case in enumerate(cases) for name, array in case.feeds.items()}
     options = onnxruntime.SessionOptions()
@@ -116,6 +130,24 @@ def test_what_is_not_of_the_table_is_refused() -> None:
         functions_for([_node("Hadamard", size=4)], 17)
 
 
+def test_what_no_node_interleaves_has_no_nodes_for_it() -> None:
+    attributes = {"K": 8, "N": 16, "weight_bits": 4, "activation_bits": 8, "hadamard_size": 4}
+    x = ir.Value(name="x", shape=ir.Shape([None, None, 8]))
+    for name, key, given in (
+        ("Hadamard", "interleave", {"size": 4}),
+        ("HadamardLowBitLinear", "hadamard_interleave", attributes),
+    ):
+        inputs = [x, *(ir.Value() for _ in range(len(OPERATORS[name].inputs) - 1))]
+        plain, one, two = (
+            list(functions_for([ir.node(name, inputs, given | more, domain=DOMAIN)], 23)[0])
+            for more in ({}, {key: 1}, {key: 2})
+        )
+        counts = [Counter(node.op_type for node in nodes) for nodes in (plain, one, two)]
+        assert counts[0] == counts[1]
+        assert not set(counts[2]) - {*counts[1], "Transpose"}
+        assert [counts[2][item] - counts[1][item] for item in ("Transpose", "Reshape", "Shape")] == [1, 2, 0]
+
+
 def test_two_gates_in_one_model_are_refused() -> None:
     cases = [
         linear_case("GatedLowBitLinear", X, 5, weight_bits=4, activation_bits=8, gate=gate)
@@ -125,12 +157,13 @@ def test_two_gates_in_one_model_are_refused() -> None:
         model_of(*cases)
 
 
-def test_shapes_are_known_behind_a_lookup_in_panels() -> None:
+def test_shapes_are_known_behind_attention_and_a_lookup_in_panels() -> None:
     # ONNX Runtime plans memory in quadratic time where it does not know them: half a minute for 30 layers
     rows, sizes = ir.Value(name="rows"), ir.Value(name="sizes", shape=ir.Shape([3]))
     codes = ir.node("Reshape", [rows, sizes])
     centred = ir.node("Sub", [codes.outputs[0], ir.Value(name="zero", shape=ir.Shape([]))])
-    x = centred.outputs[0]
+    attention = ir.node("GroupQueryAttention", [centred.outputs[0]], domain="com.microsoft")
+    x = attention.outputs[0]
     attributes = {"K": 8, "N": 16, "weight_bits": 4, "activation_bits": 8, "hadamard_size": 4}
     for source, is_known in ((x, True), (ir.Value(name="x"), False)):
         node = ir.node("HadamardLowBitLinear", [source, *(ir.Value() for _ in range(3))], attributes, domain=DOMAIN)

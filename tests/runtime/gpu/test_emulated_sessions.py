@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from bdq_runtime.gpu.cases import CASES, Case
 from bdq_runtime.gpu_selftest import compare
@@ -38,13 +40,27 @@ REFUSED = {
     "seqlens_k is": _broken(CASES["decode, 3 and 8 bits"], seqlens_k=_LENGTHS),
     "past_key is": _broken(CASES["prompt"], past_key=np.zeros((1, 2, 0, 11), np.uint8)),
     "at most 256": _broken(CASES["prompt"], head_size=264),
-    "expected a multiple": _broken(CASES["hadamard"], size=64),
+    "expected a multiple of size": _broken(CASES["hadamard"], size=64),
+    "expected a multiple of interleave": _broken(CASES["hadamard"], interleave=5),
+    "hadamard_interleave is 5": _broken(CASES["hadamard gemv"], hadamard_interleave=5),
 }
 """What an error says, for a call that is wrong."""
 
 # What a GPU gets: machine code for its capability, for 8.x also older code, else PTX (0).
 TARGETS = {86: 80, 89: 89, 100: 100, 103: 0, 120: 120, 121: 0}
 OLD = 75
+
+
+def _in_place() -> onnx.ModelProto:
+    """The interleaved Hadamard transform of -x, minus: ONNX Runtime may give it its input as output."""
+    model = onnx.load_from_string(CASES["hadamard, interleaved"].model())
+    node = model.graph.node[0]
+    node.input[0], node.output[0] = "minus_x", "minus_y"
+    before, after = helper.make_node("Neg", ["x"], ["minus_x"]), helper.make_node("Neg", ["minus_y"], ["y"])
+    nodes = [before, node, after]
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +75,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, case in {**CASES, **REFUSED}.items():
         (folder / f"{name}.onnx").write_bytes(case.model())
         np.savez(folder / f"{name}.npz", **case.feeds())
+    onnx.save(_in_place(), folder / "in place.onnx")
+    np.savez(folder / "in place.npz", **CASES["hadamard, interleaved"].feeds())
     mock = folder / "libcuda.so.1"
     compiler = ["gcc", "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1"]
     subprocess.run([*compiler, str(_HERE / "mock_libcuda.c"), "-o", str(mock)], check=True)
@@ -76,6 +94,13 @@ def test_operators_on_the_emulated_gpu_equal_the_reference(results: Path, name: 
     found = np.load(results / f"{name}.90.out.npz")
     right, words = compare(case, [found[output] for output in OPERATORS[case.operator].outputs], tolerance=5e-6)
     assert right, words
+
+
+def test_interleaving_may_have_its_output_where_its_input_is(results: Path) -> None:
+    failed = results / "in place.90.error"
+    assert not failed.exists(), failed.read_text()
+    (expected,) = CASES["hadamard, interleaved"].expected()
+    np.testing.assert_array_equal(np.load(results / "in place.90.out.npz")["y"], expected)
 
 
 @pytest.mark.parametrize("name", REFUSED)

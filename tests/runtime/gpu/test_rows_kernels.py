@@ -69,19 +69,30 @@ def test_hadamard_has_the_bits_of_the_reference(launch: Callable[..., None], k: 
     diagonal = np.exp(np.random.default_rng(1).standard_normal(k)).astype(np.float32)
     for has_diagonal in (0, 1):
         y = np.full_like(x, np.nan)
-        launch("rows.hadamard_rows", (2,), x, diagonal, y, k, *_hadamard_arguments(size), has_diagonal, BLOCK=block)
+        launch("rows.hadamard_rows", (2,), x, diagonal, y, k, 1, *_hadamard_arguments(size), has_diagonal, BLOCK=block)
         expected = hadamard(x, size) * diagonal if has_diagonal else hadamard(x, size)
         np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "size", "runs"), [(96, 32, 3), (576, 64, 9), (96, 8, 96), (1536, 512, 6), (2304, 256, 18)]
+)
+def test_channels_of_runs_take_turns(launch: Callable[..., None], k: int, size: int, runs: int) -> None:
+    x = _rows(2, k)
+    y = np.full_like(x, np.nan)
+    launch("rows.hadamard_rows", (2,), x, x, y, k, runs, *_hadamard_arguments(size), 0, BLOCK=1024)
+    np.testing.assert_array_equal(y, hadamard(x, size, runs))
 
 
 def test_large_hadamard_has_the_bits_of_the_reference(launch: Callable[..., None]) -> None:
     x = _rows(1, 8192)
     y = np.full_like(x, np.nan)
-    launch("rows.hadamard_rows", (1,), x, x, y, 8192, *_hadamard_arguments(4096), 0, BLOCK=4096)
+    launch("rows.hadamard_rows", (1,), x, x, y, 8192, 1, *_hadamard_arguments(4096), 0, BLOCK=4096)
     np.testing.assert_array_equal(y, hadamard(x, 4096))
 
 
-def test_rotated_rows_are_quantized_as_the_reference_does(launch: Callable[..., None]) -> None:
+@pytest.mark.parametrize("runs", [1, 3])
+def test_rotated_rows_are_quantized_as_the_reference_does(launch: Callable[..., None], runs: int) -> None:
     k, size, padded = 96, 32, 128
     x = _rows(2, k)
     diagonal = np.linspace(0.5, 2, k, dtype=np.float32)
@@ -90,11 +101,11 @@ def test_rotated_rows_are_quantized_as_the_reference_does(launch: Callable[..., 
     launch(
         "rows.rotate_quantize_rows",
         (2,),
-        *(x, diagonal, y, q, scale, total, sums, k, padded, *_hadamard_arguments(size)),
+        *(x, diagonal, y, q, scale, total, sums, k, padded, runs, *_hadamard_arguments(size)),
         *(_factor(4, 0.9), 7.0, 1, 0),
         BLOCK=1024,
     )
-    codes, expected = quantize_activations(hadamard(x, size) * diagonal, 4, 0.9)
+    codes, expected = quantize_activations(hadamard(x, size, runs) * diagonal, 4, 0.9)
     np.testing.assert_array_equal(q, _in_groups(np.pad(codes, ((0, 0), (0, padded - k))), 2))
     np.testing.assert_array_equal(scale, expected[:, 0])
 

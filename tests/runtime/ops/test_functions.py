@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,11 @@ def test_linears(
     linear_node: Callable[..., Any], run_both: Callable[..., Any], random: np.random.Generator, name: str
 ) -> None:
     gated = "gate" in OPERATORS[name].attributes
-    for gate in GATES if gated else (None,):
-        node = linear_node(name, 1, 192, 40, activation_bits=4)
-        node = node.with_attributes(gate=gate) if gate else node
+    interleaves = (1, 3) if "hadamard_interleave" in OPERATORS[name].attributes else (None,)
+    for gate, interleave in product(GATES if gated else (None,), interleaves):
+        node = linear_node(name, 1, 192, 40, activation_bits=4).with_attributes(
+            gate=gate, hadamard_interleave=interleave
+        )
         for kernel, function in run_both(node, *rows(192, random)):
             if gated:
                 assert_close(kernel[0], function[0])
@@ -115,7 +118,8 @@ def test_attentions(attention_node: Callable[..., Any], run_both: Callable[..., 
 
 def test_rows(linear_node: Callable[..., Any], run_both: Callable[..., Any], random: np.random.Generator) -> None:
     template = linear_node("LowBitLinear", 1, 64, 16)
-    for name, attributes in (("Hadamard", {"size": 64}), ("DynamicFakeQuantize", {"bits": 4, "clip": 0.8})):
+    hadamards = [("Hadamard", {"size": 64, "interleave": runs}) for runs in (1, 3, 8)]
+    for name, attributes in (*hadamards, ("DynamicFakeQuantize", {"bits": 4, "clip": 0.8})):
         node = type(template)(OPERATORS[name], {"x": template.inputs["x"]}, attributes)
         for kernel, function in run_both(node, *rows(192, random)):
             np.testing.assert_array_equal(kernel[0], function[0])  # 0 may have either sign

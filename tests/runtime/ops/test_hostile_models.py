@@ -19,6 +19,7 @@ LINEAR = {
     "activation_bits": [0, 1, 2, 5, 7, 32, -8, 2**32 + 8, 8.0],
     "activation_clip": [0.0, -1.0, float("inf"), float("nan"), 1, "1"],
     "hadamard_size": [0, -64, 3, 48, 128, 192, 2**13, 2**32 + 64, HUGE, 64.0],
+    "hadamard_interleave": [0, -1, -3, 5, 193, 384, 2**32 + 3, HUGE, -(2**63), 3.0, "3"],
     "gate": ["relu", "", "silu ", 1, 1.0],
 }
 ATTENTION = {

@@ -141,6 +141,32 @@ def test_every_operator(
                     assert_equal_bits(found, expected, f"{rows} rows, K {k}, N {n}, block {block}")
 
 
+@pytest.mark.parametrize("activation_bits", [4, 16])
+@pytest.mark.parametrize(("k", "runs"), [(6, 3), (60, 20), (130, 13), (192, 3), (320, 64), (576, 9), (576, 576)])
+def test_interleaved_inputs_are_those_of_a_transpose(
+    linear_node: Callable[..., Any],
+    open_everywhere: Callable[..., Mapping[str, ort.InferenceSession]],
+    random: np.random.Generator,
+    k: int,
+    runs: int,
+    activation_bits: int,
+) -> None:
+    plain = linear_node("HadamardLowBitLinearBias", 1, k, 33, activation_bits=activation_bits)
+    node = plain.with_attributes(hadamard_interleave=runs)
+    sessions, plain_sessions = (open_everywhere(one.proto(shapes=False)) for one in (node, plain))
+    for rows in (1, 3, 16, 33):
+        node = rows_of(node, rows, random)
+        (expected,) = node.reference()
+        turned = node.inputs["x"].reshape(rows, runs, k // runs).transpose(0, 2, 1).reshape(rows, k)
+        for isa, session in sessions.items():
+            (found,) = session.run(None, node.feeds())
+            assert_equal_bits(found, plain_sessions[isa].run(None, {"x": turned})[0], f"{isa}, {rows} rows")
+            if activation_bits < 16:
+                assert_equal_bits(found, expected, f"{isa}, {rows} rows")
+            else:
+                np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
 def test_rows_that_are_zero_or_huge(linear_node: Callable[..., Any], run_kernel: Callable[..., Any], isa: str) -> None:
     node = linear_node("LowBitLinear", 6, 96, 20, activation_bits=8)
     x = node.inputs["x"].copy()

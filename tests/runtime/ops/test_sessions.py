@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bdq_runtime.reference import hadamard
 from bdq_runtime.session import create_session
 
 
@@ -84,6 +85,21 @@ def test_a_buffer_that_is_too_short_to_share(attention_node: Callable[..., Any],
     with pytest.raises(Exception, match=r"present_key|shape"):
         session.run_with_iobinding(io)
     np.testing.assert_array_equal(buffer, node.inputs["past_key"])
+
+
+def test_interleaving_may_have_its_output_where_its_input_is(open_node: Callable[..., Any]) -> None:
+    """Hadamard may write in place, and each of its outputs is of channels from everywhere."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 192]) for n in ("x", "y"))
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("Hadamard", ["n"], ["h"], domain="bdq", size=64, interleave=3),
+        helper.make_node("Neg", ["h"], ["y"]),
+    ]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("bdq", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=10)
+    value = np.random.default_rng(0).standard_normal((4, 192)).astype(np.float32)
+    (found,) = open_node(model).run(None, {"x": value})
+    np.testing.assert_array_equal(found, hadamard(value, 64, 3))
 
 
 def test_an_input_that_others_read_is_not_overwritten(open_node: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bdq_runtime.reference import hadamard
-from bdq_runtime.reference.hadamard import grid_bits, sylvester
+from bdq_runtime.reference.hadamard import grid_bits, interleaved, sylvester
 
 SIZES = [1 << i for i in range(13)]
 
@@ -40,8 +40,22 @@ def test_rows_of_zeros_and_huge_rows_stay_finite() -> None:
     assert not y[0].any()
 
 
+@pytest.mark.parametrize(("k", "runs"), [(1, 1), (24, 1), (24, 3), (24, 8), (24, 24), (576, 9)])
+def test_channels_of_runs_take_turns(k: int, runs: int) -> None:
+    x = np.random.default_rng(k).standard_normal((2, 3, k)).astype(np.float32)
+    turned, length = interleaved(x, runs), k // runs
+    for i in range(runs):
+        for j in range(length):
+            np.testing.assert_array_equal(turned[..., j * runs + i], x[..., i * length + j])
+    size = k & -k
+    np.testing.assert_array_equal(hadamard(x, size, runs), hadamard(turned, size))
+
+
 def test_sizes_that_are_no_transform_are_refused() -> None:
     with pytest.raises(ValueError, match="size is 12"):
         hadamard(np.ones((1, 24), np.float32), 12)
     with pytest.raises(ValueError, match="24 channels"):
         hadamard(np.ones((1, 24), np.float32), 16)
+    for runs in (0, -1, 5, 48):
+        with pytest.raises(ValueError, match=f"24 channels in {runs} runs"):
+            hadamard(np.ones((1, 24), np.float32), 8, runs)

@@ -78,13 +78,14 @@ def test_a_gate_takes_panels_in_turn(gate: str) -> None:
     np.testing.assert_allclose(y, act * u, rtol=1e-6, atol=1e-6)
 
 
-def test_a_rotated_linear_is_the_linear_of_rotated_rows() -> None:
+@pytest.mark.parametrize("interleave", [1, 25])
+def test_a_rotated_linear_is_the_linear_of_rotated_rows(interleave: int) -> None:
     codes, scales = _weights(9, 3, 1)
     packed = (pack_panels(codes, 3), pack_scales(scales))
     x, diagonal = RNG.standard_normal((4, K)).astype(np.float32), RNG.random(K).astype(np.float32)
     attributes = {"n": 9, "weight_bits": 3, "activation_bits": 4}
-    y = low_bit_linear(x, *packed, hadamard_size=8, diagonal=diagonal, **attributes)
-    assert np.array_equal(y, low_bit_linear(hadamard(x, 8) * diagonal, *packed, **attributes))
+    y = low_bit_linear(x, *packed, hadamard_size=8, hadamard_interleave=interleave, diagonal=diagonal, **attributes)
+    assert np.array_equal(y, low_bit_linear(hadamard(x, 8, interleave) * diagonal, *packed, **attributes))
 
 
 def test_what_no_operator_has_is_refused() -> None:

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bdq_runtime.opset import DOMAIN, OPERATORS, VERSION
 from bdq_runtime.panels import pack_panels, pack_scales
-from bdq_runtime.reference import low_bit_linear
+from bdq_runtime.reference import hadamard, low_bit_linear
 from bdq_runtime.reference.onnx_operators import evaluate, reference_operators
 
 
@@ -38,6 +38,13 @@ def test_a_node_runs_with_the_defaults_of_the_table() -> None:
     feeds = {"x": x, "weight": weight, "scales": scales}
     (y,) = ReferenceEvaluator(model, new_ops=reference_operators()).run(None, feeds)
     assert np.array_equal(y, low_bit_linear(x, weight, scales, n=5, weight_bits=2, activation_bits=4))
+
+
+def test_interleaving_reaches_the_transform() -> None:
+    x = np.random.default_rng(2).standard_normal((2, 24)).astype(np.float32)
+    (y,) = evaluate(OPERATORS["Hadamard"], [x], {"size": 8, "interleave": 3})
+    assert np.array_equal(y, hadamard(x, 8, 3))
+    assert not np.array_equal(y, hadamard(x, 8))
 
 
 def test_nodes_that_are_not_of_the_table_are_refused() -> None:

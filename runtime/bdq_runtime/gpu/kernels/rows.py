@@ -34,15 +34,16 @@ def largest(x_ptr, K, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def hadamard(x_ptr, diagonal_ptr, y_ptr, K, log_n, grid, root, has_diagonal, BLOCK: tl.constexpr):
-    """A row to y; grid = 2^-R, root = float32(1 / sqrt(n))."""
+def hadamard(x_ptr, diagonal_ptr, y_ptr, K, interleave, log_n, grid, root, has_diagonal, BLOCK: tl.constexpr):
+    """A row to y; grid = 2^-R, root = float32(1 / sqrt(n)). y may be x only where interleave is 1."""
     step = tl.maximum(largest(x_ptr, K, BLOCK) * grid, 1e-30)
     inverse = tl.div_rn(1.0, step)
     back = step * root
     diagonals = tl.where(has_diagonal != 0, K, 0)
     for start in range(0, K, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        v = round_even(tl.load(x_ptr + k, mask=k < K, other=0.0) * inverse)
+        source = k % interleave * (K // interleave) + k // interleave
+        v = round_even(tl.load(x_ptr + source, mask=k < K, other=0.0) * inverse)
         y = butterfly(v, log_n, BLOCK) * back
         y = y * tl.load(diagonal_ptr + k, mask=k < diagonals, other=1.0)
         tl.store(y_ptr + k, y, mask=k < K)
@@ -84,10 +85,10 @@ def quantize(
 
 
 @triton.jit(repr=named("hadamard_rows"))
-def hadamard_rows(x_ptr, diagonal_ptr, y_ptr, K, log_n, grid, root, has_diagonal, BLOCK: tl.constexpr):
+def hadamard_rows(x_ptr, diagonal_ptr, y_ptr, K, interleave, log_n, grid, root, has_diagonal, BLOCK: tl.constexpr):
     """y = Hadamard(x) * diagonal, `[M, K]`; a program a row."""
     row = tl.program_id(0).to(tl.int64)
-    hadamard(x_ptr + row * K, diagonal_ptr, y_ptr + row * K, K, log_n, grid, root, has_diagonal, BLOCK)
+    hadamard(x_ptr + row * K, diagonal_ptr, y_ptr + row * K, K, interleave, log_n, grid, root, has_diagonal, BLOCK)
 
 
 @triton.jit(repr=named("quantize_rows"))
@@ -104,12 +105,12 @@ def quantize_rows(
 @triton.jit(repr=named("rotate_quantize_rows"))
 def rotate_quantize_rows(
     x_ptr, diagonal_ptr, y_ptr, q_ptr, scale_ptr, total_ptr, sums_ptr,
-    K, padded, log_n, grid, root, c, high, log_fields, has_sums, BLOCK: tl.constexpr
+    K, padded, interleave, log_n, grid, root, c, high, log_fields, has_sums, BLOCK: tl.constexpr
 ):  # fmt: skip
     """`hadamard_rows` to y `[M, K]`, then `quantize_rows` of it."""
     row = tl.program_id(0).to(tl.int64)
     y_row = y_ptr + row * K
-    hadamard(x_ptr + row * K, diagonal_ptr, y_row, K, log_n, grid, root, 1, BLOCK)
+    hadamard(x_ptr + row * K, diagonal_ptr, y_row, K, interleave, log_n, grid, root, 1, BLOCK)
     tl.debug_barrier()  # other threads of this program read what was written
     quantize(y_row, q_ptr, scale_ptr, total_ptr, sums_ptr, row, K, padded, c, high, log_fields, has_sums, BLOCK)
 

@@ -35,6 +35,8 @@ void check_attributes(const LinearSpec& s) {
   const int size = s.hadamard_size;
   if (size != 0 && (size < 0 || size > 4096 || (size & (size - 1)) != 0 || s.K % size != 0))
     refuse("hadamard_size is " + text(size) + ", expected a power of two up to 4096 that divides K = " + text(s.K));
+  if (s.hadamard_interleave < 1 || s.K % s.hadamard_interleave != 0)
+    refuse("hadamard_interleave is " + text(s.hadamard_interleave) + ", expected a positive divisor of K = " + text(s.K));
 }
 
 }  // namespace
