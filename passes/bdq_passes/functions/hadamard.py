@@ -54,7 +54,7 @@ def _interleaved(body: Body, x: ir.Value, attribute: str, channels: ir.Value | N
     def transposed(inner: Body, is_mixed: bool) -> ir.Value:
         if not is_mixed:
             return x
-        runs = body.attribute(attribute)  # not the branch's constant: where it is not taken, that need not divide K
+        runs = body.attribute(attribute)  # not the branch's constant, which need not divide K elsewhere
         if axes is not None:
             turned = inner.op("Transpose", inner.reshape(x, *[0] * axes, runs, -1), perm=[*range(axes), axes + 1, axes])
             return inner.reshape(turned, *[0] * axes, -1 if channels is None else channels)
