@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,12 +41,8 @@ class RowGrids:
         blocks = to_blocks(weight, self.spec)
         largest = blocks.detach().abs().amax(-1).clamp_min(_LEAST)
         steps = (largest * self.reach * log_reach.exp() / _half(self.spec)).unsqueeze(-1)
-        low, high = -(1 << (self.spec.bits - 1)), (1 << (self.spec.bits - 1)) - 1
-        # The odd grid lies half a step beside the integer one: levels ±1/2, ±3/2, ...
-        offset = 0.5 if self.spec.grid == ODD else 0.0
-        exact = (blocks / steps - offset).clamp(low, high)
-        rounded = exact + (exact.round() - exact).detach()
-        return ((rounded + offset) * steps).flatten(1)[:, : weight.shape[1]]
+        values: Tensor = _Rounded.apply(blocks, steps, self.spec)  # type: ignore[no-untyped-call]
+        return values.flatten(1)[:, : weight.shape[1]]
 
     def grid(self, weight: Tensor, log_reach: Tensor) -> Grid:
         """The grid, as it is stored, that `round` has for `weight` `[N, K]` and `log_reach` `[N, 1]`."""
@@ -55,6 +52,29 @@ class RowGrids:
         zero = float(1 << (self.spec.bits - 1)) - (0.5 if odd else 0.0)
         scales = storable_scales(steps / 2 if odd else steps)
         return Grid(scales, torch.full_like(scales, zero), self.spec)
+
+
+class _Rounded(torch.autograd.Function):
+    """Derivatives of `(round(clamp(w / s - o)) + o) s`, straight through the rounding, in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, steps: Tensor, spec: QuantSpec) -> Tensor:
+        low, high = -(1 << (spec.bits - 1)), (1 << (spec.bits - 1)) - 1
+        # The odd grid lies half a step beside the integer one: levels ±1/2, ±3/2, ...
+        offset = 0.5 if spec.grid == ODD else 0.0
+        exact = torch.sub(blocks / steps, offset)
+        levels = exact.clamp(low, high)
+        inside = exact == levels
+        levels.round_()
+        # d value / d step: the level, less the share that the level itself gives back inside of the grid.
+        by_step = torch.sub(levels, exact.mul_(inside)).add_(offset * ~inside if offset else 0.0)
+        ctx.save_for_backward(inside, by_step.bfloat16())
+        return levels.add_(offset).mul_(steps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        inside, by_step = ctx.saved_tensors
+        return gradient * inside, (gradient * by_step).sum(-1, keepdim=True), None
 
 
 def _half(spec: QuantSpec) -> float:
