@@ -34,7 +34,7 @@ _FEW_BITS = 4
 """Bits of activations or weights from which "standard" learns: activations of so many, or weights of fewer."""
 _MANY_BITS = 8
 """Bits of weights whose rounding is not worth a measurement of its own."""
-_SAMPLES = {"fast": 24, "standard": 64, "best": 128}
+_SAMPLES = {"fast": 24, "standard": 128, "best": 128}
 """Calibration sequences by effort where scales are learned; the fewest of them elsewhere, unless rotations are."""
 
 
@@ -56,8 +56,8 @@ class ExportOptions:
             not clipped then. None searches both, site by site.
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         effort: "fast" learns nothing; "standard" learns scales end to end where activations have 4 bits or fewer or
-            weights fewer than 4; "best" wherever weights are quantized, from more text. Where scales are learned,
-            GPTQ weighs errors of weights by what they do to the predictions.
+            weights fewer than 4; "best" wherever weights are quantized, in more steps. Where scales are learned and
+            inputs quantized token by token, and with "best", GPTQ weighs errors by what they do to the predictions.
         loss: what is learned by: "kl" to the float model, "ce", "rce" or "rce-printed" (`learning.losses`).
         loss_delta: δ of the two reverse losses.
         loss_target: what these compare with, "teacher" or "label".
@@ -179,7 +179,8 @@ class ExportOptions:
     def weighs_outputs(self) -> bool:
         """Whether GPTQ weighs errors of outputs by what they do to the predictions (`output_curvature`)."""
         bits = min(self.target_bits or FLOAT_BITS, QuantScheme.parse(self.scheme).weight_bits)
-        return self.weights == "gptq" and self.learns and bits < _MANY_BITS
+        asked = self.is_per_token or self.effort == "best"  # it takes minutes
+        return self.weights == "gptq" and self.learns and asked and bits < _MANY_BITS
 
     @property
     def samples(self) -> int:

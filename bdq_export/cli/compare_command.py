@@ -44,7 +44,7 @@ def compare_command(
     ] = _DEFAULTS.calib,
     calib_samples: Annotated[
         int | None,
-        typer.Option(help="Calibration sequences; without it 24, or 64 to 128 where scales or rotations are learned."),
+        typer.Option(help="Calibration sequences; without it 24, or 128 where scales or rotations are learned."),
     ] = None,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     threads: ThreadsOption = None,

@@ -117,7 +117,7 @@ def test_where_flatquant_cannot_be_one_line_says_so(change: dict[str, object], l
 
 def test_flatquant_learns_from_as_many_sequences_at_every_effort() -> None:
     found = {effort: ExportOptions("w4a4kv4", "kronecker", effort=effort) for effort in ("fast", "standard", "best")}
-    assert [options.samples for options in found.values()] == [64, 64, 128]
+    assert [options.samples for options in found.values()] == [128, 128, 128]
     assert [options.learns for options in found.values()] == [False, True, True]
     assert ExportOptions("w4a4kv4", "kronecker", effort="fast", calib_samples=24).samples == 24
 
@@ -178,19 +178,19 @@ def test_keep_splits_at_the_last_equals_sign() -> None:
     [
         ({}, False, 24),
         ({"effort": "best"}, True, 128),
-        ({"scheme": "w4a4kv4"}, True, 64),
+        ({"scheme": "w4a4kv4"}, True, 128),
         ({"scheme": "w4a4kv4", "effort": "fast"}, False, 24),
         ({"scheme": "w4a4kv4", "transform": "none", "weights": "rtn"}, False, 24),
         ({"scheme": "w4a8kv8"}, False, 24),
-        ({"scheme": "w2a16"}, True, 64),
-        ({"scheme": "w4a16", "target_bits": 3.5}, True, 64),
+        ({"scheme": "w2a16"}, True, 128),
+        ({"scheme": "w4a16", "target_bits": 3.5}, True, 128),
         ({"scheme": "w8a8", "ops": "qdq"}, False, 24),
         ({"scheme": "w16a4"}, False, 24),
         ({"scheme": "w4a4kv4", "calib_samples": 7}, True, 7),
-        ({"scheme": "w4a4kv4", "transform": "spin", "effort": "fast"}, False, 64),
+        ({"scheme": "w4a4kv4", "transform": "spin", "effort": "fast"}, False, 128),
         ({"scheme": "w4a4kv4", "transform": "spin", "effort": "fast", "calib_samples": 7}, False, 7),
         ({"scheme": "w4a4kv4", "transform": "spin", "effort": "best"}, True, 128),
-        ({"scheme": "w16a4", "transform": "spin"}, False, 64),
+        ({"scheme": "w16a4", "transform": "spin"}, False, 128),
     ],
 )
 def test_what_is_learned_and_from_how_much_text(options: dict[str, object], learns: bool, samples: int) -> None:
@@ -203,7 +203,7 @@ def test_what_is_learned_and_from_how_much_text(options: dict[str, object], lear
     [
         ({}, False),
         ({"effort": "best"}, True),
-        ({"scheme": "w2a16"}, True),
+        ({"scheme": "w2a16"}, False),
         ({"scheme": "w8a16", "effort": "best"}, False),
         ({"scheme": "w4a4kv4"}, True),
         ({"scheme": "w4a4kv4", "effort": "fast"}, False),
