@@ -23,6 +23,7 @@ from bdq_export.comparison.store import JSON_NAME, MARKDOWN_NAME, Comparison, op
 from bdq_export.errors import BdqError, InvalidInputError, UsageError
 from bdq_export.options import ExportOptions, parse_calib
 from bdq_export.progress import Progress, make_progress
+from bdq_export.resume.fingerprint import FORMAT
 from bdq_export.scheme import QuantScheme
 from bdq_export.system_errors import resource_errors
 
@@ -248,7 +249,8 @@ def _key(job: _Job) -> str:
         return ""
     source = parse_calib(job.options.calib)
     calib = source if isinstance(source, str) else hashlib.sha256(read_text(source).encode()).hexdigest()
-    values = {**asdict(job.options), "calib": calib, "version": bdq_export.__version__}
+    values = {**asdict(job.options), "calib": calib, "calib_samples": job.options.samples}
+    values |= {"version": bdq_export.__version__, "calibration": FORMAT}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,8 +12,8 @@ from bdq_export.options import ExportOptions, parse_calib
 if TYPE_CHECKING:
     from bdq_export.checkpoint import Checkpoint
 
-FORMAT = 2
-"""Version of the layout of the records."""
+FORMAT = 3
+"""Version of the records: of their layout, and of what a calibration with the same options does."""
 LATER = ("accuracy_level", "full_logits", "min_top1")
 """Options that are used after calibration only: they may change between two runs."""
 
@@ -45,6 +45,7 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
         "tokenizer": _hash_of([path.read_bytes() for path in checkpoint.tokenizer_files]),
         "calib": _data(options.calib),
         **given,
+        "calib_samples": options.samples,
         "keep": list(options.keep),
     }
 

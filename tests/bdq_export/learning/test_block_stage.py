@@ -170,6 +170,37 @@ def test_grids_start_where_the_search_ends(spec):
     assert len(levels) <= 1 << spec.bits
 
 
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(4, PerChannel(), grid=ODD), QuantSpec(3, PerBlock(16)), QuantSpec(2, PerChannel(), grid=ODD)]
+)
+def test_gradients_are_those_of_the_formula_straight_through(spec):
+    """Of values inside of the grid and beyond both of its ends, where only the step moves them."""
+    generator = torch.Generator().manual_seed(2)
+    weight, upstream = (torch.randn(24, 48, generator=generator) for _ in range(2))
+    grids = RowGrids(spec, 0.7 * RowGrids.searched(weight, spec).reach)
+    log_reach = 0.1 * torch.randn(24, 1, generator=generator)
+
+    def formula(weight, log_reach):
+        levels = (1 << spec.bits) - 1
+        half, offset = (levels / 2, 0.5) if spec.grid == ODD else ((levels - 1) / 2, 0.0)
+        blocks = weight.reshape(24, -1, 48 if isinstance(spec.granularity, PerChannel) else 16)
+        largest = blocks.detach().abs().amax(-1)
+        steps = (largest * grids.reach * log_reach.exp() / half).unsqueeze(-1)
+        exact = (blocks / steps - offset).clamp(-(1 << (spec.bits - 1)), (1 << (spec.bits - 1)) - 1)
+        return ((exact + (exact.round() - exact).detach() + offset) * steps).flatten(1)
+
+    results = []
+    for function in (grids.round, formula):
+        leaves = weight.clone().requires_grad_(), log_reach.clone().requires_grad_()
+        values = function(*leaves)
+        results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), leaves)))
+    (found, by_weight, by_reach), (expected, *gradients) = results
+    assert torch.equal(found, expected)
+    assert 0 < int((gradients[0] == 0).sum()) < weight.numel() // 2, "values beyond the grid, and inside"
+    torch.testing.assert_close(by_weight, gradients[0])
+    assert distance(by_reach, gradients[1]) < 2e-3  # kept in bfloat16
+
+
 def test_learning_lowers_the_held_out_error_and_bad_rates_change_nothing(tiny_model):
     tiny = tiny_model("llama")
     activation = ActivationQuantization(4, 0.8)

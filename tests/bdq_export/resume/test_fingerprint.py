@@ -1,0 +1,34 @@
+"""What a calibration is known by: what options left out stand for, and which version of the work it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from bdq_export.commands import compare
+from bdq_export.options import ExportOptions
+from bdq_export.resume import fingerprint as module
+
+
+def of_a_calibration(options: ExportOptions) -> object:
+    return module.fingerprint(SimpleNamespace(source_hash="12", tokenizer_files=()), options)  # type: ignore[arg-type]
+
+
+def of_a_row(options: ExportOptions) -> object:
+    return compare._key(compare._Job(options.scheme, "bdq", options.seed, options))
+
+
+@pytest.mark.parametrize("identity", [of_a_calibration, of_a_row])
+def test_work_of_other_defaults_is_other_work(identity, monkeypatch) -> None:
+    options = ExportOptions("w4a4kv4")
+    before = identity(options)
+    assert identity(ExportOptions("w4a4kv4", calib_samples=128)) == before
+    assert identity(ExportOptions("w4a4kv4", calib_samples=64)) != before
+    monkeypatch.setattr("bdq_export.options._SAMPLES", {"fast": 24, "standard": 64, "best": 128})
+    assert identity(options) != before, "the default was another"
+    monkeypatch.undo()
+    assert identity(options) == before
+    for place in (module, compare):
+        monkeypatch.setattr(place, "FORMAT", module.FORMAT + 1)
+    assert identity(options) != before, "a calibration does other things"
