@@ -205,6 +205,10 @@ def data_parallel() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    # Its functions have the process group as a default argument. Imported later, as transformers does, they would keep
+    # the group and its threads to the end of the process, where a thread that still frees a tensor aborts it.
+    import torch.distributed.nn
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _together():
         dist.init_process_group(backend, timeout=_LONGEST_WAIT)

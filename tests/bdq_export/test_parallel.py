@@ -31,7 +31,7 @@ CASES = {
 }
 
 
-def run(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
+def run(count: int, *arguments: object, program: tuple[str, ...] = (str(WORKER),)) -> list[subprocess.Popen[str]]:
     """Start processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,7 +45,7 @@ def run(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
         }
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment |= {"WORLD_SIZE": str(count), "RANK": str(rank)}
-        command = [sys.executable, str(WORKER), *map(str, arguments)]
+        command = [sys.executable, *program, *map(str, arguments)]
         started.append(subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE))
     return started
 
@@ -124,3 +124,21 @@ def test_one_process_alone_shares_nothing():
     assert parallel.total(1.5, 2) == [1.5, 2]
     assert parallel.share(0) == 1
     assert parallel.local_size() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads names of threads from /proc")
+def test_threads_of_the_group_end_with_it():
+    """Those that outlive it abort a process that ends while they free a tensor."""
+    program = (
+        "import os, pathlib\n"
+        "from bdq_export import parallel\n"
+        "names = lambda: [each.read_text() for each in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "with parallel.data_parallel():\n"
+        "    import torch.distributed.nn\n"
+        "    assert parallel.total(1.0) == [2.0]\n"
+        "    assert any('gloo' in name for name in names())\n"
+        "print([name for name in names() if 'gloo' in name])\n"
+    )
+    for process in run(2, program=("-c", program)):
+        out, _ = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, "[]\n")
