@@ -57,7 +57,7 @@ class ExportOptions:
         calib: "self" (text sampled from the model) or a path of a UTF-8 text file.
         effort: "fast" learns nothing; "standard" learns scales end to end where activations have 4 bits or fewer or
             weights fewer than 4; "best" wherever weights are quantized, in more steps. Where scales are learned and
-            inputs quantized token by token, GPTQ weighs errors of weights by what they do to the predictions.
+            inputs quantized token by token, and with "best", GPTQ weighs errors by what they do to the predictions.
         loss: what is learned by: "kl" to the float model, "ce", "rce" or "rce-printed" (`learning.losses`).
         loss_delta: δ of the two reverse losses.
         loss_target: what these compare with, "teacher" or "label".
@@ -177,9 +177,10 @@ class ExportOptions:
 
     @property
     def weighs_outputs(self) -> bool:
-        """Whether GPTQ weighs errors of outputs and tokens by what they do to the predictions (`output_curvature`)."""
+        """Whether GPTQ weighs errors of outputs by what they do to the predictions (`output_curvature`)."""
         bits = min(self.target_bits or FLOAT_BITS, QuantScheme.parse(self.scheme).weight_bits)
-        return self.weights == "gptq" and self.learns and self.is_per_token and bits < _MANY_BITS
+        asked = self.is_per_token or self.effort == "best"  # it takes minutes
+        return self.weights == "gptq" and self.learns and asked and bits < _MANY_BITS
 
     @property
     def samples(self) -> int:

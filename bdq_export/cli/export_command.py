@@ -67,8 +67,8 @@ def export_command(
         str,
         typer.Option(
             help=f"{', '.join(EFFORTS)}: fast learns nothing; standard learns scales where activations have 4 "
-            "bits or fewer or weights fewer than 4; best wherever weights are quantized, in more steps. Where scales "
-            "are learned and activations quantized, GPTQ weighs errors by what they do to the predictions."
+            "bits or fewer or weights fewer than 4; best wherever weights are quantized, in more steps. With best, or "
+            "where activations are quantized and scales learned, GPTQ weighs errors by what they do to the predictions."
         ),
     ] = _DEFAULTS.effort,
     loss: Annotated[

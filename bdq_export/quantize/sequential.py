@@ -103,10 +103,9 @@ def quantize_blocks(
         journal: has the results of blocks that need not be done again, and gets those of the others.
         grids: canonical weight name -> grid to round to, looked up at each site; others are searched.
         curvature: of the float model's loss by the outputs of all linears, over the runner's tokens; None takes all
-            outputs and tokens for equally important. Not together with `floats`: the correction needs all tokens (few
-            of them, weighted, made 0.01 nats of a tiny model 23).
+            outputs and tokens for equally important. Together with `floats` tokens are: the correction needs all of
+            them (few of them, weighted, made 0.01 nats of a tiny model 23).
     """
-    assert curvature is None or floats is None, "one or the other"
     result = SequentialResult()
     hidden = runner.embedded()
     count = dimensions.layers if layers is None else min(layers, dimensions.layers)
@@ -126,12 +125,11 @@ def quantize_blocks(
             for site in () if restored else sites:
                 if prepare is not None:
                     prepare(runner, site, hidden, weights)
-                token_weights = None if curvature is None else curvature.weights[site.module]
-                observer = (
-                    InputObserver(hessians=True, weights=token_weights)
-                    if floats is None
-                    else floats.observer(site.module)
-                )
+                if floats is None:
+                    token_weights = None if curvature is None else curvature.weights[site.module]
+                    observer = InputObserver(hessians=True, weights=token_weights)
+                else:
+                    observer = floats.observer(site.module)
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
                 done.flatness[site.module] = observer.statistics(site.module).flatness
                 quantized = _quantize_site(

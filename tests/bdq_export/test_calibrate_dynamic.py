@@ -84,6 +84,32 @@ def test_gptq_weighs_outputs_and_tokens_where_no_block_is_learned_first(options,
         assert tokens is None or float(tokens.std()) > 0
 
 
+def test_gptq_aims_at_float_inputs_and_weighs_outputs_of_weights_alone(tiny_model, run, monkeypatch):
+    """Tokens are not weighed then: the correction towards the float model's inputs needs all of them."""
+    tiny, outputs, aimed = tiny_model("llama"), [], []
+    real, observer = sequential.gptq, sequential.GapObserver
+
+    def recorded(weight, hessian, spec, options, grid, factors=()):
+        outputs.append(len(weight) == sum(len(factor) for factor in factors))
+        return real(weight, hessian, spec, options, grid, factors)
+
+    class Recorded(observer):
+        def corrected(self, weight, hessian):
+            aimed.append(weight)
+            return super().corrected(weight, hessian)
+
+    def plain(*_args, **_more):
+        raise AssertionError("inputs of the float model are not looked at")
+
+    monkeypatch.setattr(sequential, "gptq", recorded)
+    monkeypatch.setattr(sequential, "InputObserver", plain)
+    monkeypatch.setattr("bdq_export.quantize.correction.GapObserver", Recorded)
+    monkeypatch.setattr(sequential, "GapObserver", Recorded)
+    run(tiny, scheme="w4a16", transform="none", effort="best")
+    assert outputs == [True] * (4 * tiny.dimensions.layers)
+    assert len(aimed) == len(outputs)
+
+
 @pytest.mark.parametrize("weights", ["gptq", "rtn"])
 def test_a_fixed_clip_is_that_of_every_site_and_of_no_cache(weights, tiny_model, run):
     tiny = tiny_model("llama")

@@ -202,7 +202,9 @@ def test_what_is_learned_and_from_how_much_text(options: dict[str, object], lear
     ("options", "weighs"),
     [
         ({}, False),
-        ({"effort": "best"}, False),
+        ({"effort": "best"}, True),
+        ({"scheme": "w2a16"}, False),
+        ({"scheme": "w8a16", "effort": "best"}, False),
         ({"scheme": "w4a4kv4"}, True),
         ({"scheme": "w4a4kv4", "effort": "fast"}, False),
         ({"scheme": "w4a4kv4", "weights": "rtn"}, False),

@@ -18,6 +18,7 @@ from bdq_export.calibration import learned_scales
 from bdq_export.commands.inspect import inspect
 from bdq_export.errors import UsageError
 from bdq_export.learning import block_stage
+from bdq_export.options import ExportOptions
 from bdq_runtime.library import LibraryError, library_path
 from bdq_runtime.model import LanguageModel
 from bdq_runtime.session import create_session
@@ -55,6 +56,9 @@ def test_the_written_file_is_what_was_learned(
     So few sequences that the one held out both judges the learning and verifies the file.
     """
     monkeypatch.setattr(learned_scales, "_SMALL_RATE", 3e-3)  # so few steps change little at a small one
+    monkeypatch.setattr(learned_scales, "_EPOCHS", {"best": 6})
+    # The verification leaves out the last of 32 tokens: 1 to 3 % of the loss after GPTQ by both sides of so few.
+    monkeypatch.setattr(ExportOptions, "weighs_outputs", False)
     options = {"weights": "gptq", "effort": "best", "transform": "bdq", "calib_samples": 7}
     out, metrics = _export(model_dir("llama"), tmp_path / "out", scheme, **options)
     after, before = _learned(out)
