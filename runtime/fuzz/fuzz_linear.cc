@@ -17,6 +17,17 @@ float largest(const std::vector<float>& values) {
   return found;
 }
 
+// x [rows, runs, K / runs] with channels of all runs taking turns, one at a time.
+std::vector<float> interleaved(const std::vector<float>& x, std::int64_t K, std::int64_t runs) {
+  std::vector<float> y(x.size());
+  const std::int64_t length = K / runs;
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(x.size()); ++i) {
+    const std::int64_t row = i / K * K, channel = i % K;
+    y[static_cast<std::size_t>(row + channel % length * runs + channel / length)] = x[static_cast<std::size_t>(i)];
+  }
+  return y;
+}
+
 template <class T>
 const T* or_null(bool wanted, const T* pointer) {
   return wanted ? pointer : nullptr;
@@ -59,7 +70,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::vector<float> x = input.floats(M * spec.K), bias = input.floats(halves * spec.N), diagonal = input.floats(spec.K);
 
   bdq::LinearArguments arguments;
-  arguments.x = x.data();
   arguments.diagonal = or_null(spec.hadamard_size > 0, diagonal.data());
   arguments.weight = weight.get();
   arguments.scales = scales.get();
@@ -67,7 +77,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   arguments.M = M;
   std::vector<float> expected(static_cast<std::size_t>(M * spec.N)), found(expected.size());
   arguments.y = expected.data();
-  bdq::low_bit_linear(spec, arguments, bdq::Isa::kScalar, workers);
+  bdq::LinearSpec plain = spec;
+  plain.hadamard_interleave = 1;
+  const std::vector<float> turned = interleaved(x, spec.K, spec.hadamard_interleave);
+  arguments.x = turned.data();
+  bdq::low_bit_linear(plain, arguments, bdq::Isa::kScalar, workers);
+  arguments.x = x.data();
   const bool exact = spec.block_size == 0 && spec.activation_bits != 16 && spec.gate == bdq::Gate::kNone;
   const float input_size = largest(x), finite_size = input_size * largest(diagonal);
   // What a float sum may be off by, in another order; with a gate it is multiplied by the other half.

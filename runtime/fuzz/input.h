@@ -38,22 +38,27 @@ class Input {
   std::vector<float> floats(std::int64_t count) {
     std::vector<float> values(static_cast<std::size_t>(count));
     const bool raw = take<std::uint8_t>() >= 224;
-    for (float& value : values) value = raw ? take<float>() : static_cast<float>(take<std::int16_t>()) * 0.00390625f;
+    std::uint32_t state = take<std::uint32_t>();
+    for (float& value : values) {
+      const std::uint32_t word = next(state) ^ (raw ? take<std::uint32_t>() : std::uint32_t{take<std::uint16_t>()} << 16);
+      if (raw) std::memcpy(&value, &word, sizeof value);
+      else value = static_cast<float>(static_cast<std::int16_t>(word >> 16)) * 0.00390625f;
+    }
     return values;
   }
 
   // An array of exactly `count` elements on the heap, so that the address sanitizer sees the first byte beyond.
   std::unique_ptr<std::uint8_t[]> bytes(std::int64_t count) {
     std::unique_ptr<std::uint8_t[]> values(new std::uint8_t[static_cast<std::size_t>(count)]);
-    std::uint32_t state = take<std::uint32_t>();  // the input is short: a generator goes on where it ends
-    for (std::int64_t i = 0; i < count; ++i) {
-      state = state * 1664525u + 1013904223u;
-      values[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(state >> 24) ^ take<std::uint8_t>();
-    }
+    std::uint32_t state = take<std::uint32_t>();
+    for (std::int64_t i = 0; i < count; ++i) values[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(next(state) >> 24) ^ take<std::uint8_t>();
     return values;
   }
 
  private:
+  // The input is short, and what is taken behind its end is 0: a generator goes on there.
+  static std::uint32_t next(std::uint32_t& state) { return state = state * 1664525u + 1013904223u; }
+
   const std::uint8_t* data_;
   std::size_t size_;
 };
