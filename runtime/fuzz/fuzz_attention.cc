@@ -1,5 +1,5 @@
 // Any attributes, lengths and cache bytes: refused before anything is written, or computed inside the arrays; the cache that each
-// instruction set writes is the same.
+// instruction set writes is the same, and so is the output, to rounding, where numbers are of a size that attention has.
 #include "kv_attention.h"
 
 #include <algorithm>
@@ -9,6 +9,26 @@
 
 #include "input.h"
 #include "workers.h"
+
+namespace {
+
+void multiply(std::vector<float>& values, float factor) {
+  for (float& value : values) value *= factor;
+}
+
+// Grids of the rows of a cache whose values lie between -2 and 2.
+void tame_grids(std::uint8_t* rows, std::size_t bytes, std::int64_t row_bytes, int bits) {
+  for (std::size_t end = static_cast<std::size_t>(row_bytes); end <= bytes; end += static_cast<std::size_t>(row_bytes)) {
+    std::uint8_t* tail = rows + end - 4;
+    const int scale = (33 - bits) << 10, zero = 32768 + tail[2] % (1 << bits);  // 2^(1 - bits)
+    tail[0] = static_cast<std::uint8_t>(scale);
+    tail[1] = static_cast<std::uint8_t>(scale >> 8);
+    tail[2] = static_cast<std::uint8_t>(zero);
+    tail[3] = static_cast<std::uint8_t>(zero >> 8);
+  }
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   fuzz::Input input(data, size);
@@ -47,8 +67,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                                                  static_cast<std::int32_t>(input.below(200))}));
   a.seqlens_k = lengths.data();
   const std::int64_t query = spec.num_heads * spec.head_size, key = spec.kv_num_heads * spec.head_size;
-  const std::vector<float> q = input.floats(a.batch * a.tokens * query), k = input.floats(a.batch * a.tokens * key),
-                           v = input.floats(a.batch * a.tokens * key);
+  std::vector<float> q = input.floats(a.batch * a.tokens * query), k = input.floats(a.batch * a.tokens * key),
+                     v = input.floats(a.batch * a.tokens * key);
   a.query = q.data();
   a.key = k.data();
   a.value = v.data();
@@ -66,17 +86,27 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::int64_t rows = a.batch * spec.kv_num_heads;
   const std::int64_t key_row = bdq::cache_row_bytes(spec.head_size, spec.key_bits), value_row = bdq::cache_row_bytes(spec.head_size, spec.value_bits);
   const auto past_key = input.bytes(rows * a.past_positions * key_row), past_value = input.bytes(rows * a.past_positions * value_row);
+  const bool tame = input.take<std::uint8_t>() & 1;
+  if (tame) {
+    for (std::vector<float>* part : {&q, &k, &v, &cosines, &sines}) multiply(*part, 0.0078125f);  // 2^-7: up to 1
+    tame_grids(past_key.get(), static_cast<std::size_t>(rows * a.past_positions * key_row), key_row, spec.key_bits);
+    tame_grids(past_value.get(), static_cast<std::size_t>(rows * a.past_positions * value_row), value_row, spec.value_bits);
+  }
   const bool shared = a.past_positions == a.present_positions && (input.take<std::uint8_t>() & 1);
   fuzz::ManyWorkers workers(1 + input.take<std::uint8_t>() % 5);
   const std::size_t key_bytes = static_cast<std::size_t>(rows * a.present_positions * key_row);
   const std::size_t value_bytes = static_cast<std::size_t>(rows * a.present_positions * value_row);
 
   std::vector<std::uint8_t> expected_key, expected_value;
+  std::vector<float> expected_output;
   std::vector<float> output(static_cast<std::size_t>(a.batch * a.tokens * query));
   a.output = output.data();
-  bool finite = true;
+  bool finite = true, small = tame && std::fabs(spec.scale) <= 1.0f && (spec.softcap == 0.0f || spec.softcap >= 1.0f);
   for (const std::vector<float>* part : std::initializer_list<const std::vector<float>*>{&q, &k, &v, &cosines, &sines})
-    for (float value : *part) finite = finite && std::isfinite(value);
+    for (float value : *part) {
+      finite = finite && std::isfinite(value);
+      small = small && std::fabs(value) <= 1.0f;
+    }
   std::vector<bdq::Isa> isas = {bdq::Isa::kScalar};
   for (bdq::Isa isa : fuzz::kIsas)
     if (bdq::isa_supported(isa)) isas.push_back(isa);
@@ -100,9 +130,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (isa == bdq::Isa::kScalar) {
       expected_key.assign(keys.get(), keys.get() + key_bytes);
       expected_value.assign(values.get(), values.get() + value_bytes);
+      expected_output = output;
     } else if (finite && (std::memcmp(keys.get(), expected_key.data(), key_bytes) != 0 ||
                           std::memcmp(values.get(), expected_value.data(), value_bytes) != 0)) {
       std::abort();
+    }
+    for (std::size_t i = 0; small && i < output.size(); ++i) {
+      if (!(std::fabs(output[i] - expected_output[i]) <= 1e-4f)) std::abort();
     }
   }
   return 0;

@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "linear/kernels.h"
@@ -11,15 +13,24 @@
 namespace bdq {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
 // Channels j .. j + 3 of runs i .. i + 3.
 inline void interleave_4x4(const float* x, float* y, std::int64_t length, std::int64_t runs) {
+#if defined(__x86_64__)
   __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + length), c = _mm_loadu_ps(x + 2 * length), d = _mm_loadu_ps(x + 3 * length);
   _MM_TRANSPOSE4_PS(a, b, c, d);
   _mm_storeu_ps(y, a);
   _mm_storeu_ps(y + runs, b);
   _mm_storeu_ps(y + 2 * runs, c);
   _mm_storeu_ps(y + 3 * runs, d);
+#else
+  const float32x4x2_t a = vtrnq_f32(vld1q_f32(x), vld1q_f32(x + length));
+  const float32x4x2_t b = vtrnq_f32(vld1q_f32(x + 2 * length), vld1q_f32(x + 3 * length));
+  vst1q_f32(y, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+  vst1q_f32(y + runs, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+  vst1q_f32(y + 2 * runs, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+  vst1q_f32(y + 3 * runs, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+#endif
 }
 #endif
 
@@ -31,7 +42,7 @@ void hadamard_row(const float* x, float* y, std::int64_t K, int size, Isa isa) {
 
 void interleave_row(const float* x, float* y, std::int64_t K, std::int64_t runs) {
   const std::int64_t length = K / runs;
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
   if (runs >= 4 && length >= 4) {  // the last 4 of each overlap those before: 0.4 of the time of single floats
     for (std::int64_t i = 0; i < runs; i += 4) {
       const std::int64_t run = std::min(i, runs - 4);

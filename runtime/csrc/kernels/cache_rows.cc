@@ -63,6 +63,8 @@ void dequantize_scalar(const std::uint8_t* row, float* x, std::int64_t D, int bi
 void quantize_cache_row(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip, Isa isa) {
 #if defined(__x86_64__)
   if (isa != Isa::kScalar) return cache_rows::quantize_avx2(x, row, D, bits, clip);
+#elif defined(__aarch64__)
+  if (isa != Isa::kScalar) return cache_rows::quantize_neon(x, row, D, bits, clip);
 #else
   (void)isa;
 #endif
@@ -72,6 +74,8 @@ void quantize_cache_row(const float* x, std::uint8_t* row, std::int64_t D, int b
 void dequantize_cache_row(const std::uint8_t* row, float* x, std::int64_t D, int bits, Isa isa) {
 #if defined(__x86_64__)
   if (isa != Isa::kScalar) return cache_rows::dequantize_avx2(row, x, D, bits);
+#elif defined(__aarch64__)
+  if (isa != Isa::kScalar) return cache_rows::dequantize_neon(row, x, D, bits);
 #else
   (void)isa;
 #endif

@@ -50,6 +50,10 @@ void dequantize_scalar(const std::uint8_t* row, float* x, std::int64_t D, int bi
 void quantize_avx2(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip);
 void dequantize_avx2(const std::uint8_t* row, float* x, std::int64_t D, int bits);
 void unpack_avx2(const std::uint8_t* row, std::uint8_t* codes, std::int64_t D, int bits);  // the same as unpack_planes
+#elif defined(__aarch64__)
+void quantize_neon(const float* x, std::uint8_t* row, std::int64_t D, int bits, float clip);
+void dequantize_neon(const std::uint8_t* row, float* x, std::int64_t D, int bits);
+void unpack_neon(const std::uint8_t* row, std::uint8_t* codes, std::int64_t D, int bits);  // the same as unpack_planes
 #endif
 
 }  // namespace bdq::cache_rows

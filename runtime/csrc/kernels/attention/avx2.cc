@@ -14,6 +14,8 @@
 namespace bdq::attention::avx2 {
 namespace {
 
+constexpr auto unpack_codes = cache_rows::unpack_avx2;
+
 #include "functions_inl.h"
 #include "many_lanes_inl.h"
 #include "softmax_row_inl.h"

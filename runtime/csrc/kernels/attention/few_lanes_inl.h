@@ -26,7 +26,7 @@ struct FewLanes {
 BDQ_VECTOR void unpack_rows(const std::uint8_t* row, std::int64_t row_bytes, std::int64_t D, std::int64_t padded, int bits,
                             std::int64_t count, std::uint8_t* codes, float* scales, float* zeros) {
   for (std::int64_t j = 0; j < count; ++j, row += row_bytes) {
-    cache_rows::unpack_avx2(row, codes + j * padded, D, bits);
+    unpack_codes(row, codes + j * padded, D, bits);
     scales[j] = cache_rows::scale_of(row + row_bytes - 4);
     zeros[j] = static_cast<float>(cache_rows::zero_point_of(row + row_bytes - 4));
   }
@@ -55,7 +55,7 @@ BDQ_VECTOR void dot_codes(const float* queries, std::int64_t padded, const std::
       }
     }
 #pragma GCC unroll 4
-    for (int n = 0; n < kLanes; ++n) _mm_storeu_ps(dots + n * kKeys + j, sums4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]));
+    for (int n = 0; n < kLanes; ++n) store_sums4(dots + n * kKeys + j, sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
   }
 }
 

@@ -17,6 +17,8 @@ const Kernels& kernels_for(Isa isa) {
       static const bool halves = amx::supported();
       return halves ? amx::kernels : avx512::kernels;
     }
+#elif defined(__aarch64__)
+    case Isa::kNeonDot: return neon::kernels;
 #endif
     default: return kScalarKernels;
   }

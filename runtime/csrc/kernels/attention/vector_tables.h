@@ -1,4 +1,4 @@
-// The tables of x86 instruction sets.
+// The tables of instruction sets with vectors.
 #pragma once
 
 #include "kernels.h"
@@ -15,5 +15,8 @@ namespace amx {
 extern const Kernels kernels;
 bool supported();  // tiles of bfloat16, which Isa::kAmx does not promise
 }  // namespace amx
+namespace neon {
+extern const Kernels kernels;
+}
 
 }  // namespace bdq::attention

@@ -68,6 +68,8 @@ BDQ_INLINE __m128 sums4(Vec a, Vec b, Vec c, Vec d) {
   return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
+BDQ_INLINE void store_sums4(float* to, Vec a, Vec b, Vec c, Vec d) { _mm_storeu_ps(to, sums4(a, b, c, d)); }
+
 BDQ_INLINE float sum(Vec a) { return _mm_cvtss_f32(sums4(a, a, a, a)); }
 
 BDQ_INLINE float largest(Vec a) {
