@@ -13,7 +13,7 @@ from bdq_passes.bdq_nodes import LINEAR_OPS
 from bdq_passes.graph_edit import initializer, remove_unused, required_input
 from bdq_passes.graph_pass import GraphPass
 from bdq_passes.levels import Level, dequantizer, weight_value
-from bdq_runtime.panels import LANES
+from bdq_runtime.panels import CHUNK, LANES
 
 _ONE_PLANE = (2, 4, 8)
 _LANE_BYTES = 4
@@ -109,9 +109,11 @@ def _columns(graph: _Nodes, row: ir.Value, bits: int, columns: int) -> ir.Value:
             fields.append(graph.add("Unsqueeze", f"field_{field}_axis", [code, axis]))
         row = graph.add("Concat", "fields", fields, axis=3)
     flat = graph.add("Reshape", "codes", [row, graph.constant("row_shape", np.array([0, 0, -1], np.int64))])
+    if columns % CHUNK == 0:
+        return flat
     bounds = [graph.constant(key, np.array([value], np.int64)) for key, value in
               (("start", 0), ("end", columns), ("column_axis", 2))]  # fmt: skip
-    return graph.add("Slice", "columns", [flat, *bounds]) if columns % 64 else flat
+    return graph.add("Slice", "columns", [flat, *bounds])
 
 
 class _Nodes:
