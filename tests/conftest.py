@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,13 @@ from bdq_models import Architecture, Dimensions, get_architecture
 # A busy machine must not fail a test: no example has a time limit.
 settings.register_profile("bdq", deadline=None)
 settings.load_profile("bdq")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections, of which exports of tiny models have many, need not walk through all of torch each time."""
+    gc.collect()
+    gc.freeze()
+
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,

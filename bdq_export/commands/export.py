@@ -180,21 +180,23 @@ def _export(
     from bdq_export.float_model import load_float_model
     from bdq_export.pipeline import dump_to
     from bdq_export.preflight import existing_folder
+    from bdq_export.process_memory import collecting_new_objects_only
     from bdq_export.scratch import Scratch
     from bdq_passes.storage import kept_by
 
-    scratch = Scratch(existing_folder(layout.folder)) if streamed else None
-    with progress.stage("load weights"):
-        weights = checkpoint.weights() if scratch is None else checkpoint.lazy_weights(scratch)
-        model = load_float_model(checkpoint, weights)
-    calibration = calibrate(checkpoint, model, weights, options, progress, store)
-    if not parallel.is_first():
-        return ExportResult((), {})
-    with kept_by(None if scratch is None else scratch.keep):
-        graph = _build(checkpoint, calibration, model, weights, options, progress)
-        with progress.stage("quantize graph"):
-            _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)
-    return _write(graph, checkpoint, calibration, model, layout, options, force, progress)
+    with collecting_new_objects_only():
+        scratch = Scratch(existing_folder(layout.folder)) if streamed else None
+        with progress.stage("load weights"):
+            weights = checkpoint.weights() if scratch is None else checkpoint.lazy_weights(scratch)
+            model = load_float_model(checkpoint, weights)
+        calibration = calibrate(checkpoint, model, weights, options, progress, store)
+        if not parallel.is_first():
+            return ExportResult((), {})
+        with kept_by(None if scratch is None else scratch.keep):
+            graph = _build(checkpoint, calibration, model, weights, options, progress)
+            with progress.stage("quantize graph"):
+                _quantize(graph, checkpoint, calibration, options, dump_to(dump) if dump is not None else None)
+        return _write(graph, checkpoint, calibration, model, layout, options, force, progress)
 
 
 def _build(
