@@ -96,7 +96,7 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     if not space.rotates_online:
         return replace(rotated, diagonals=keys)
     if name in BARE:
-        return with_mixed_heads(architecture, dimensions, replace(rotated, diagonals=keys))
+        return with_mixed_heads(architecture, dimensions, replace(rotated, diagonals=keys), seed)
     before = rotated.diagonals_before
     if name not in _WITHOUT_BEFORE:
         closed = closed_form_diagonals(architecture, dimensions, space.weights, statistics)
@@ -104,7 +104,7 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     heads = aligned_heads(architecture, dimensions, space.weights, space.few_runner(), seed)
     first = replace(rotated, diagonals=keys, diagonals_before=before, head_rotations=heads)
     found = first if name in _WITHOUT_AFTER else _with_second_diagonals(space, first)
-    return with_mixed_heads(architecture, dimensions, found)
+    return with_mixed_heads(architecture, dimensions, found, seed)
 
 
 def _rotated(
@@ -138,7 +138,9 @@ def online_edges(architecture: Architecture, residual: bool) -> tuple[Edge, ...]
     )
 
 
-def with_mixed_heads(architecture: Architecture, dimensions: Dimensions, transforms: Transforms) -> Transforms:
+def with_mixed_heads(
+    architecture: Architecture, dimensions: Dimensions, transforms: Transforms, seed: int
+) -> Transforms:
     """`transforms` and an online Hadamard transform across heads in front of o_proj (QuaRot's).
 
     A token's heads differ in size, which no folded matrix can mend (measured: docs/design.md, "Heads are mixed"). Where
@@ -153,7 +155,22 @@ def with_mixed_heads(architecture: Architecture, dimensions: Dimensions, transfo
         return transforms
     mixed = OnlineTransform(size, np.ones(channels, np.float32), interleave=runs)
     online = {(layer, edge.name): mixed for layer in range(dimensions.layers)}
-    return replace(transforms, online={**transforms.online, **online})
+    heads = transforms.head_rotations if runs > 1 else _signed(transforms.head_rotations, seed)
+    return replace(transforms, head_rotations=heads, online={**transforms.online, **online})
+
+
+def _signed(rotations: Mapping[int, Tensor], seed: int) -> dict[int, Tensor]:
+    """Random signs behind the transforms of value heads, which end with a Hadamard transform.
+
+    One of all heads in their own order is a product of one across heads and one in each head: straight behind the same
+    one in the head it would undo that, and leave its channels as uneven as they were.
+    """
+    found = {}
+    for layer, rotation in rotations.items():
+        generator = torch.Generator().manual_seed(seed + 1 + layer + len(rotations))
+        signs = torch.randint(0, 2, (*rotation.shape[:-2], 1, rotation.shape[-1]), generator=generator)
+        found[layer] = rotation * (signs.to(rotation.dtype) * 2 - 1)
+    return found
 
 
 def _with_second_diagonals(space: Workspace, first: Transforms) -> Transforms:

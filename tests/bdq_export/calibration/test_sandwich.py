@@ -15,8 +15,8 @@ from bdq_export.fake_quant import FakeQuantization, attach, fake_quantized
 from bdq_export.float_model import load_float_model
 from bdq_export.options import KRONECKER, PARTIAL
 from bdq_export.progress import QuietProgress
-from bdq_export.transform import Transforms, fold, online_by_path
-from bdq_export.transform.hadamard import interleaved
+from bdq_export.transform import Transforms, fold, online_by_path, random_hadamard
+from bdq_export.transform.hadamard import hadamard, interleaved
 
 FAMILIES = ("llama", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 NAMES = ("none", "smooth", "hadamard", "bdq", "bdq-rotated", ONLINE, PLAIN)
@@ -96,12 +96,27 @@ def test_parts_of_the_sandwich_differ_in_their_diagonals_only(tiny_model):
 def test_blocks_of_the_transform_in_front_of_o_proj_have_channels_of_all_heads(tiny_model, heads):
     tiny = tiny_model("llama")
     dimensions = replace(tiny.dimensions, heads=heads, kv_heads=1, head_dim=64)
-    online = with_mixed_heads(tiny.architecture, dimensions, Transforms()).online
+    online = with_mixed_heads(tiny.architecture, dimensions, Transforms(), 0).online
     assert bool(online) == (heads > 1)
     for transform in online.values():
         head = interleaved(torch.arange(64 * heads) // 64, transform.interleave)
         for block in head.split(transform.hadamard_size):
             assert len(block.unique()) == heads
+
+
+@pytest.mark.parametrize("heads", [4, 9])
+def test_mixing_heads_does_not_undo_the_rotation_within_them(tiny_model, heads):
+    tiny = tiny_model("llama")
+    dimensions = replace(tiny.dimensions, layers=1, heads=heads, kv_heads=1, head_dim=64)
+    start = Transforms(head_rotations={0: random_hadamard(64, 1)[None]})
+    found = with_mixed_heads(tiny.architecture, dimensions, start, 0)
+    (transform,) = found.online.values()
+    rotated = torch.kron(torch.eye(heads, dtype=torch.float64), found.head_rotations[0][0])
+    blocks = interleaved(rotated, transform.interleave).unflatten(-1, (-1, transform.hadamard_size))
+    mixed = (blocks @ hadamard(transform.hadamard_size)).flatten(-2)
+    # What was one channel is spread out, and nothing was lost on the way.
+    assert mixed.abs().max() < 0.5
+    torch.testing.assert_close(mixed @ mixed.T, torch.eye(64 * heads, dtype=torch.float64))
 
 
 def test_alignment_lowers_noise_and_evens_out_channels():
