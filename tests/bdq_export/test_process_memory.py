@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bdq_export import calibrate, export
 from bdq_export.process_memory import collecting_new_objects_only
 
 
@@ -57,3 +60,20 @@ def test_what_a_caller_froze_stays_frozen() -> None:
         assert gc.get_freeze_count() == count
     assert gc.get_freeze_count() == count
     gc.unfreeze()
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_an_export_collects_new_objects_only(
+    model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = []
+
+    def stop(*_arguments: Any) -> None:
+        frozen.append(gc.get_freeze_count())
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(calibrate, "calibrate", stop)
+    with pytest.raises(RuntimeError, match="stop"):
+        export(model_dir("llama"), tmp_path / "out", scheme="w4a16", quiet=True)
+    assert frozen[0] > 0
+    assert gc.get_freeze_count() == 0
