@@ -60,8 +60,8 @@ def give_back_memory() -> None:
 def collecting_new_objects_only() -> Iterator[None]:
     """What is there at the start is left out of garbage collections meanwhile.
 
-    torch and transformers are 400 000 objects that each full collection walks through (0.3 to 0.5 s), and an export has
-    hundreds of them, most of them Python's own. Nothing happens where the caller has frozen objects already.
+    torch and transformers are 400 000 objects that each full collection would walk through (docs/measurements.md, "Cost
+    of an export"), and there is one after each block. Nothing happens where the caller has frozen objects already.
     """
     if gc.get_freeze_count() > 0:
         yield
