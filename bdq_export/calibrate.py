@@ -296,6 +296,7 @@ class _Calibration:
                 before_block=None if blocks is None else blocks.learn,
                 grids=None if blocks is None else blocks.found.grids,
                 curvature=curvature,
+                output_scales=None if blocks is None else blocks.output_scales,
                 journal=BlockJournal(
                     self.store, stage, {name: part for name, part in parts.items() if part is not None}
                 ),
@@ -333,8 +334,8 @@ class _Calibration:
         return replace(self.space, tokens=self.space.tokens[: parallel.share(GPTQ_SEQUENCES)])
 
     def _curvature(self, candidate: Transformed) -> OutputCurvature | None:
-        """Of `candidate` over the tokens of GPTQ; None where not asked for or learned blocks change outputs."""
-        if not self.options.weighs_outputs or self._learns_blocks(candidate):
+        """Of `candidate` over the tokens of GPTQ; None where not asked for or learned matrices change outputs."""
+        if not self.options.weighs_outputs or candidate.name == KRONECKER:
             return None
         return self._few().curvature(candidate.weights, candidate.online, self.options.seed)
 

@@ -18,11 +18,13 @@ from bdq_export.lazy_weights import LazyWeights
 from bdq_export.learning.block_parameters import block_parameters, learned_transforms
 from bdq_export.learning.block_stage import BlockOptions, BlockResult, learn_block
 from bdq_export.learning.block_student import BlockStudent
+from bdq_export.options import KRONECKER
 from bdq_export.resume.codecs import transforms_from, transforms_record
 from bdq_export.resume.record import Record, merged
 from bdq_export.scratch import Scratch
 from bdq_export.streamed_blocks import load_block
 from bdq_export.transform import Transforms, fold, online_by_path
+from bdq_export.transform.output_scales import output_scales
 from bdq_runtime.packing import ODD, QuantSpec
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class LearnedBlocks:
             quantized blocks before it give; and keep the clips and grids that were learned (`found`).
         results: of the blocks so far.
         found: what was learned beside the transforms of the last block, where `float_inputs` says so.
+        output_scales: canonical path of a linear -> what its outputs `[N]` are multiplied with since the start, where
+            only diagonals are learned.
     """
 
     space: Workspace
@@ -54,9 +58,11 @@ class LearnedBlocks:
     float_inputs: bool = False
     results: list[BlockResult] = field(default_factory=list)
     found: LearnedClips = field(default_factory=LearnedClips)
+    output_scales: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         space = self.space
+        self._start = self.candidate.transforms
         twin = load_float_model(space.description, space.weights)
         self._floats = BlockRunner(twin, space.architecture.layers, space.tokens)
         self._given = self._expected = self._floats.embedded()
@@ -159,6 +165,8 @@ class LearnedBlocks:
         """Fold `transforms` into block `layer` again, from the untransformed weights."""
         space = self.space
         self._folded.add(layer)
+        if self.candidate.name != KRONECKER:
+            self.output_scales |= output_scales(space.architecture, space.dimensions, layer, self._start, transforms)
         alone = _of_layer(transforms, layer)
         folded = fold(space.architecture, space.dimensions, space.weights, alone)
         prefix = f"{space.architecture.layers}.{layer}."

@@ -50,9 +50,19 @@ class OutputCurvature:
     measured: Mapping[str, tuple[Tensor, ...]]
     weights: Mapping[str, Tensor]
 
-    def factors(self, path: str) -> list[Tensor]:
-        """Of the groups of outputs of linear `path`, float32 `[n, n]` each."""
-        return [unpacked(each) for each in self.measured[path]]
+    def factors(self, path: str, scale: Tensor | None = None) -> list[Tensor]:
+        """Of the groups of outputs of linear `path`, float32 `[n, n]` each.
+
+        Args:
+            path: canonical path.
+            scale: what its outputs were multiplied with since they were measured, `[N]`: gradients became smaller by as
+                much, so that S⁻¹ G S⁻¹ is what G was, and the unit triangular factor S⁻¹ U S.
+        """
+        found = [unpacked(each) for each in self.measured[path]]
+        if scale is None:
+            return found
+        parts = torch.split(scale.to(torch.float32), [len(factor) for factor in found])
+        return [factor * part / part[:, None] for factor, part in zip(found, parts, strict=True)]
 
 
 def output_curvature(
