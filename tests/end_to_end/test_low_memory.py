@@ -35,20 +35,24 @@ def both(tmp_path, model_dir):
     return run
 
 
+def _slow(family, options):
+    return pytest.param(family, options, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("family", "options"),
     [
         ("llama", {"scheme": "w4a4kv4", "effort": "fast"}),
         ("llama", {"scheme": "w4a16"}),
         ("phi3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "hadamard"}),
-        ("gemma3", {"scheme": "w4a8kv4", "effort": "fast"}),
-        ("llama_biases", {"scheme": "w3a8", "effort": "fast", "target_bits": 3.5}),
+        _slow("gemma3", {"scheme": "w4a8kv4", "effort": "fast"}),
+        _slow("llama_biases", {"scheme": "w3a8", "effort": "fast", "target_bits": 3.5}),
         ("qwen3", {"scheme": "w8a8", "ops": "qdq"}),
         ("mistral", {"scheme": "w4a16", "transform": "none", "weights": "rtn"}),
         ("llama", {"scheme": "w4a4kv4"}),
-        ("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
-        ("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
-        ("mistral", {"scheme": "w4a4kv4", "effort": "fast", "transform": "kronecker"}),
+        _slow("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
+        _slow("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
+        _slow("mistral", {"scheme": "w4a4kv4", "effort": "fast", "transform": "kronecker"}),
     ],
 )
 def test_same_bytes(both, family, options):

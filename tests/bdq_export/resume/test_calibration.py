@@ -21,6 +21,7 @@ SCHEMES = {
     "two runs of GPTQ, bits": {"scheme": "w4a16", "target_bits": 3.5, "effort": "fast", "transform": "auto"},
     "rounded, asymmetric": {"scheme": "w4a16", "weights": "rtn", "transform": "smooth", "symmetric": False},
 }
+LONG = ("learned by block, too", "rotations")
 
 
 class Ended(Exception):  # noqa: N818 - no error
@@ -58,7 +59,10 @@ def directory(tmp_path_factory, write_model):
     return write_model(tmp_path_factory.mktemp("resume") / "model")
 
 
-@pytest.mark.parametrize("case", SCHEMES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SCHEMES],
+)
 def test_ended_after_every_record_and_started_again(case, directory, tiny_model, tmp_path):
     tiny, options = tiny_model("llama", num_hidden_layers=2), SCHEMES[case]
     expected = calibrate_tiny(tiny, directory, **options)
