@@ -114,14 +114,16 @@ def learned_state(
         first = site.paths[0]
         if first in parameters.clips:
             bits = state.activations[first].bits
-            found = ActivationQuantization(bits, float(parameters.clips[first]))
+            found = ActivationQuantization(bits, float(parameters.clips[first].detach()))
             activations.update(dict.fromkeys(site.paths, found))
         if first in parameters.diagonals:
             transform = _scaled_diagonal(state.online[first], parameters.diagonals[first])
             online.update(dict.fromkeys(site.paths, transform))
     kv = {
         layer: replace(
-            spec, key_clip=float(parameters.key_clips[layer]), value_clip=float(parameters.value_clips[layer])
+            spec,
+            key_clip=float(parameters.key_clips[layer].detach()),
+            value_clip=float(parameters.value_clips[layer].detach()),
         )
         for layer, spec in state.kv.items()
     }

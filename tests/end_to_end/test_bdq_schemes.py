@@ -21,6 +21,7 @@ from bdq_export.errors import UsageError
 from bdq_export.learning import block_stage
 from bdq_runtime.library import LibraryError, library_path
 from bdq_runtime.model import LanguageModel
+from bdq_runtime.opset import VERSION
 from bdq_runtime.session import create_session
 
 QUICK: dict[str, Any] = {
@@ -119,7 +120,7 @@ def test_a_scheme_is_exported_and_runs_without_the_library(
     proto = onnx.load(folder / "model.onnx", load_external_data=False)
     used = {node.op_type for node in proto.graph.node if node.domain == "bdq"}
     assert used == {function.name for function in proto.functions}
-    assert {entry.key: entry.value for entry in proto.metadata_props}["bdq.operators_version"] == "1"
+    assert {entry.key: entry.value for entry in proto.metadata_props}["bdq.operators_version"] == str(VERSION)
     assert _unread(proto) == set()
     session = create_session(folder / "model.onnx", use_library=False)
     assert session.get_outputs()[0].shape[1:] == [1, 320]

@@ -20,6 +20,7 @@ from bdq_export.commands.runtime_errors import invalid_input
 from bdq_export.errors import MissingDependencyError
 from bdq_runtime import library
 from bdq_runtime.library import LibraryError, LibraryInfo, LibraryMissingError, LibraryTooOldError
+from bdq_runtime.opset import VERSION
 from bdq_runtime.opsets import opset_version
 from bdq_runtime.session import create_session
 
@@ -95,11 +96,11 @@ def test_without_the_library_functions_run_and_one_line_says_so(
 
 @needs_library
 def test_a_model_of_a_newer_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = save_model(tmp_path / "m.onnx", version=2)
+    file = save_model(tmp_path / "m.onnx", version=VERSION + 1)
     library.warn_slow.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert result(create_session(file)) == FUNCTION
-    assert "version 1 of the bdq operators, the model uses version 2" in caplog.text
+    assert f"version {VERSION} of the bdq operators, the model uses version {VERSION + 1}" in caplog.text
     with pytest.raises(LibraryTooOldError, match="upgrade bdq-export"):
         create_session(file, use_library=True)
 

@@ -60,7 +60,8 @@ CustomOp::CustomOp(const OrtApi& api, const Operator& op, const char* provider, 
   };
   GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
   GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  GetStartVersion = GetEndVersion = [](const OrtCustomOp*) { return kOpsetVersion; };
+  GetStartVersion = [](const OrtCustomOp*) { return kFirstOpsetVersion; };
+  GetEndVersion = [](const OrtCustomOp*) { return kOpsetVersion; };
   GetAliasMap = nothing;
   ReleaseMayInplace = ReleaseAliasMap = release;
   const int past = op.input("past_key");

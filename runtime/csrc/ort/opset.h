@@ -7,7 +7,8 @@
 
 namespace bdq {
 
-constexpr int kOpsetVersion = 1;
+constexpr int kOpsetVersion = 2;
+constexpr int kFirstOpsetVersion = 1;  // models of these versions are run, too
 
 enum class Element { kFloat, kHalf, kBytes, kIndex };  // float32, float16, uint8, int32
 
