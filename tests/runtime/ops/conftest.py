@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bdq_runtime.library import LibraryMissingError, library_info, register
-from bdq_runtime.opset import DOMAIN, OPERATORS, Operator
+from bdq_runtime.opset import DOMAIN, OPERATORS, VERSION, Operator
 from bdq_runtime.panels import interleave_panels, pack_panels, pack_scales
 from bdq_runtime.reference.onnx_operators import evaluate
 
@@ -79,7 +79,7 @@ class OneNode:
         outputs = [helper.make_tensor_value_info(n, _TYPES[t], None) for n, t in self.operator.outputs.items()]
         weights = [numpy_helper.from_array(self.inputs[name], name) for name in self.inputs if name in constants]
         graph = helper.make_graph([node], "one_node", inputs, outputs, weights)
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
     def feeds(self) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bdq_runtime.opset import VERSION
 from bdq_runtime.reference import hadamard
 from bdq_runtime.session import create_session
 
@@ -95,7 +96,7 @@ def test_interleaving_may_have_its_output_where_its_input_is(open_node: Callable
         helper.make_node("Hadamard", ["n"], ["h"], domain="bdq", size=64, interleave=3),
         helper.make_node("Neg", ["h"], ["y"]),
     ]
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("bdq", 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("bdq", VERSION)]
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=10)
     value = np.random.default_rng(0).standard_normal((4, 192)).astype(np.float32)
     (found,) = open_node(model).run(None, {"x": value})
@@ -111,7 +112,7 @@ def test_an_input_that_others_read_is_not_overwritten(open_node: Callable[..., A
         helper.make_node("Hadamard", ["h"], ["back"], domain="bdq", size=64),
         helper.make_node("Add", ["back", "n"], ["y"]),
     ]
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("bdq", 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("bdq", VERSION)]
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=10)
     value = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     (found,) = open_node(model).run(None, {"x": value})
