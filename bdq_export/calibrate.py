@@ -277,6 +277,8 @@ class _Calibration:
         if self.options.weights == "gptq":
             few = self._few()
             blocks = self._learned_blocks(few, candidate)
+            if curvature is not None and blocks is not None:
+                curvature = replace(curvature, output_scales=blocks.output_scales)
             if tuning is not None and blocks is not None:
                 tuning = replace(tuning, learned=blocks.found)
             parts = {"clips": tuning, "learned": blocks}
@@ -296,7 +298,6 @@ class _Calibration:
                 before_block=None if blocks is None else blocks.learn,
                 grids=None if blocks is None else blocks.found.grids,
                 curvature=curvature,
-                output_scales=None if blocks is None else blocks.output_scales,
                 journal=BlockJournal(
                     self.store, stage, {name: part for name, part in parts.items() if part is not None}
                 ),

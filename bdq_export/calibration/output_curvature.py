@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,22 +45,21 @@ class OutputCurvature:
         measured: canonical path of a linear -> `gptq.output_factor` of its groups of outputs, `packed`: a factor that
             was rounded to float16 still belongs to a positive definite matrix, a matrix may not.
         weights: module of a site -> weights of this process's tokens, `[tokens]`, mean 1 over all processes.
+        output_scales: canonical path of a linear -> what its outputs `[N]` were multiplied with since then, looked up
+            when factors are; 1 where it has none. Weights of tokens stay as they are.
     """
 
     measured: Mapping[str, tuple[Tensor, ...]]
     weights: Mapping[str, Tensor]
+    output_scales: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def factors(self, path: str, scale: Tensor | None = None) -> list[Tensor]:
-        """Of the groups of outputs of linear `path`, float32 `[n, n]` each.
-
-        Args:
-            path: canonical path.
-            scale: what its outputs were multiplied with since they were measured, `[N]`: gradients became smaller by as
-                much, so that S⁻¹ G S⁻¹ is what G was, and the unit triangular factor S⁻¹ U S.
-        """
+    def factors(self, path: str) -> list[Tensor]:
+        """Of the groups of outputs of linear `path`, float32 `[n, n]` each."""
         found = [unpacked(each) for each in self.measured[path]]
+        scale = self.output_scales.get(path)
         if scale is None:
             return found
+        # Outputs times S have gradients times S⁻¹: G becomes S⁻¹ G S⁻¹, and its unit triangular factor S⁻¹ U S.
         parts = torch.split(scale.to(torch.float32), [len(factor) for factor in found])
         return [factor * part / part[:, None] for factor, part in zip(found, parts, strict=True)]
 

@@ -81,7 +81,6 @@ def quantize_blocks(
     journal: Journal | None = None,
     grids: Mapping[str, Grid] | None = None,
     curvature: OutputCurvature | None = None,
-    output_scales: Mapping[str, Tensor] | None = None,
 ) -> SequentialResult:
     """Quantize all linears of the decoder blocks, in execution order; the model computes with the result afterwards.
 
@@ -106,8 +105,6 @@ def quantize_blocks(
         curvature: of the float model's loss by the outputs of all linears, over the runner's tokens; None takes all
             outputs and tokens for equally important. Together with `floats` tokens are: the correction needs all of
             them (few of them, weighted, made 0.01 nats of a tiny model 23).
-        output_scales: canonical path of a linear -> what its outputs `[N]` were multiplied with since `curvature` was
-            measured, looked up at each site; 1 where it has none.
     """
     result = SequentialResult()
     hidden = runner.embedded()
@@ -136,16 +133,7 @@ def quantize_blocks(
                 runner.run(layer, hidden, observer, (site.module,), stop=True)
                 done.flatness[site.module] = observer.statistics(site.module).flatness
                 quantized = _quantize_site(
-                    site,
-                    observer,
-                    weights,
-                    spec_of,
-                    options,
-                    done,
-                    odd_grids,
-                    grids or {},
-                    curvature,
-                    output_scales or {},
+                    site, observer, weights, spec_of, options, done, odd_grids, grids or {}, curvature
                 )
                 set_quantized(runner.model, architecture, quantized)
                 done.quantized.update(quantized)
@@ -268,7 +256,6 @@ def _quantize_site(
     odd_grids: bool,
     grids: Mapping[str, Grid],
     curvature: OutputCurvature | None,
-    output_scales: Mapping[str, Tensor],
 ) -> dict[str, QuantizedWeight]:
     """Quantize the linears of a site, those of one spec stacked: they share the Hessian, and so its factor."""
     hessian = observer.statistics(site.module).hessian
@@ -292,8 +279,7 @@ def _quantize_site(
         coupled: list[Tensor] = []
         if curvature is not None:
             for name in names:
-                path = name.removesuffix(".weight")
-                coupled += curvature.factors(path, output_scales.get(path))
+                coupled += curvature.factors(name.removesuffix(".weight"))
         if coupled:  # a linear is one group as a rule: every process rounds it
             done = gptq(stacked, hessian, spec, options, grid, coupled)
             rows = done.weight

@@ -13,9 +13,10 @@ from types import MappingProxyType
 DOMAIN = "bdq"
 VERSION = 2
 """Of the table: an operator that changes, by an attribute with a default, too, needs the next one, because ONNX Runtime
-lets a kernel of an older library ignore an attribute. 2 added `hadamard_interleave` and `interleave`."""
-FIRST_VERSION = 1
-"""The oldest that means the same in the present table."""
+lets a kernel of an older library ignore an attribute.
+
+2 added `hadamard_interleave` and `interleave`; models of 1 mean the same.
+"""
 
 FLOAT = "float32"
 HALF = "float16"

@@ -11,10 +11,12 @@ from calibrations import calibrate_tiny
 
 import bdq_export.calibrate as module
 from bdq_export.calibration.loss import HeldOutLoss
+from bdq_export.calibration.output_curvature import OutputCurvature
 from bdq_export.fake_quant import FakeQuantization, fake_quantized
 from bdq_export.float_model import load_float_model
 from bdq_export.quantize import sequential
 from bdq_export.quantize.sequential import set_quantized
+from bdq_export.transform.output_scales import output_scales
 from bdq_runtime.packing import ODD, PerChannel
 from bdq_runtime.specs import ActivationQuantization
 
@@ -82,6 +84,25 @@ def test_gptq_weighs_outputs_and_tokens_where_no_matrix_is_learned_first(options
         assert sum(groups) == (rows if weighs else 0)
         assert (tokens is not None) == weighs
         assert tokens is None or float(tokens.std()) > 0
+
+
+def test_gptq_behind_learned_blocks_weighs_the_outputs_that_they_left(tiny_model, run, monkeypatch):
+    tiny, given = tiny_model("llama"), {}
+    factors = OutputCurvature.factors
+
+    def recorded(curvature, path):
+        given[path] = curvature.output_scales.get(path)
+        return factors(curvature, path)
+
+    monkeypatch.setattr(OutputCurvature, "factors", recorded)
+    options = {"scheme": "w4a4kv4", "transform": "bdq"}
+    closed, learned = (run(tiny, **options, effort=effort).transforms for effort in ("fast", "best"))
+    expected = {}
+    for layer in range(tiny.dimensions.layers):
+        expected |= output_scales(tiny.architecture, tiny.dimensions, layer, closed, learned)
+    assert {path.rsplit(".", 1)[1] for path in expected} == {"q_proj", "k_proj", "v_proj", "up_proj"}
+    assert {path for path, scale in given.items() if scale is not None} == set(expected)
+    assert all(torch.equal(given[path], scale) for path, scale in expected.items())
 
 
 def test_gptq_aims_at_float_inputs_and_weighs_outputs_of_weights_alone(tiny_model, run, monkeypatch):
