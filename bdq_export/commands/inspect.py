@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from bdq_export.commands.graph_roles import initializer_roles, tensor_bytes
 from bdq_export.commands.layer_bits import layer_table, linear_bits
@@ -152,13 +152,14 @@ def _file_bytes(path: Path, proto: ModelProto) -> dict[str, int]:
 
 def render(result: InspectResult) -> RenderableType:
     """Tables for a terminal."""
-    about = Table(title=result.model, show_header=False, title_justify="left")
+    about = Table("", _whole("value"), title=result.model, show_header=False, title_justify="left")
     about.add_row("scheme", result.scheme + (" (derived: the file does not say)" if result.derived else ""))
     about.add_row("op library", result.op_library)
     about.add_row("opsets", ", ".join(f"{domain} {version}" for domain, version in result.opsets.items()))
     for key, value in result.metadata.items():
         about.add_row(key, value)
-    linears = Table("linears", "nodes", "weights", "block", "zero points", "executed", title="executed precision")
+    columns = ("nodes", "weights", "block", "zero points", "executed")
+    linears = Table(_whole("linears"), *columns, title="executed precision")
     for group in result.precisions:
         linears.add_row(
             group.op,
@@ -172,14 +173,19 @@ def render(result: InspectResult) -> RenderableType:
     layers = Table(*headings, title="bits of the weights")
     for row in rows:
         layers.add_row(*row)
-    caches = Table("attention", "nodes", "keys", "values", "rotated", title="KV cache")
+    caches = Table(_whole("attention"), "nodes", "keys", "values", "rotated", title="KV cache")
     for cache in result.caches:
         rotated = "yes" if cache.hadamard else "no"
         caches.add_row(cache.op, str(cache.count), f"{cache.key_bits} bits", f"{cache.value_bits} bits", rotated)
-    sizes = Table("bytes of", "MB", title="sizes")
+    sizes = Table(_whole("bytes of"), "MB", title="sizes")
     for name, size in (*result.file_bytes.items(), *result.role_bytes.items()):
         sizes.add_row(name, f"{size / 1e6:,.2f}")
-    ops = Table("operator", "nodes", title="operators")
+    ops = Table(_whole("operator"), "nodes", title="operators")
     for name, count in result.ops.items():
         ops.add_row(name, str(count))
     return Group(about, linears, *([layers] if rows else []), caches, sizes, ops)
+
+
+def _whole(heading: str) -> Column:
+    """A column of names, which tell operators apart by their ends: they go on in the next line."""
+    return Column(heading, overflow="fold")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +15,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
-from bdq_export.commands.inspect import inspect, render
+from bdq_export.commands.inspect import InspectResult, inspect, render
 from bdq_export.errors import InvalidInputError
+
+
+def shown(found: InspectResult, width: int) -> set[str]:
+    """The cells of the tables on a terminal of `width` columns."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(render(found))
+    return {cell.strip() for line in console.file.getvalue().splitlines() for cell in re.split("[│┃]", line)}
 
 
 def quantized_graph(
@@ -80,7 +90,7 @@ def test_roles_and_sizes(tmp_path: Path) -> None:
     assert found.metadata["other"] == "x"
     assert found.op_library == "not needed: stock operators only"
     assert json.loads(json.dumps(found.to_dict()))["precisions"][0]["executed"] == "w4a8"
-    assert render(found) is not None
+    assert {"com.microsoft::MatMulNBits", "embedding and lm_head", "model.onnx.data"} <= shown(found, 120)
 
 
 @pytest.mark.parametrize(("level", "executed", "word"), [(4, "w8a8", "int8 inside the kernel"), (0, "w8a16", "float")])
@@ -160,7 +170,7 @@ def test_bdq_operators_say_what_they_compute(tmp_path: Path) -> None:
     ]
     x, z = (helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "z"))
     weights = [numpy_helper.from_array(value, name) for name, value in arrays.items()]
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("bdq", 1)]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("bdq", 2)]
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [z], weights), opset_imports=opsets, ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
     found = inspect(tmp_path)
@@ -185,4 +195,7 @@ def test_bdq_operators_say_what_they_compute(tmp_path: Path) -> None:
     assert found.role_bytes["online transforms"] == 64 * 4
     assert found.op_library.startswith(("found: version", "not found"))
     assert (found.scheme, found.derived) == ("w3a4", True)
-    assert render(found) is not None
+    assert {"bdq::HadamardLowBitLinear", "bdq::KVAttention"} <= shown(found, 120)
+    console = Console(width=80, file=io.StringIO())
+    console.print(render(found))
+    assert "…" not in console.file.getvalue(), "names of operators differ at their ends"
