@@ -10,6 +10,7 @@ The printed sign rewards p for leaving q: it is CE - H(p) - KL(p ‖ δp + (1-δ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,8 @@ class Loss:
         rows = -(q * log_p.clamp_min(_LEAST_LOG)).sum(-1)
         if self.kind != "ce":
             p = log_p.exp()
-            mixed = (self.delta * p + (1 - self.delta) * q).log().clamp_min(_LEAST_LOG)
+            # Clamped before the logarithm: behind it the gradient of log(0) is infinity times 0.
+            mixed = (self.delta * p + (1 - self.delta) * q).clamp_min(math.exp(_LEAST_LOG)).log()
             reverse = (p * mixed).sum(-1)
             rows = rows + reverse if self.kind == "rce-printed" else rows - reverse
         return (rows * known).sum() if by_label else rows.sum()

@@ -12,7 +12,7 @@ from bdq_export.options import ExportOptions, parse_calib
 if TYPE_CHECKING:
     from bdq_export.checkpoint import Checkpoint
 
-FORMAT = 6
+FORMAT = 7
 """Version of the records: of their layout, and of what a calibration with the same options does."""
 LATER = ("accuracy_level", "full_logits", "min_top1")
 """Options that are used after calibration only: they may change between two runs."""

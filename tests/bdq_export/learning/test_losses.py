@@ -40,6 +40,21 @@ def test_reverse_losses_are_their_formulas(kind, target, delta):
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("target", ["teacher", "label"])
+@pytest.mark.parametrize("kind", ["kl", "ce", "rce", "rce-printed"])
+@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
+def test_gradients_are_finite_where_probabilities_vanish(kind, target, delta):
+    """Both p and q are 0 in float32 at the first token of every row, and q alone at the second."""
+    logits, teacher = LOGITS.clone(), TEACHER.clone()
+    logits[:, 0], teacher[:, :2] = -300.0, -300.0
+    logits.requires_grad_()
+    found = Loss(kind, delta, target)(logits, teacher, LABELS)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert torch.isfinite(found)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+
+
 def test_the_printed_sign_rewards_leaving_the_target():
     """Equation 21 as printed is CE - H(p) - KL(p ‖ m) with m = δp + (1-δ)q."""
     p, q, _ = distributions("rce-printed", "teacher")
