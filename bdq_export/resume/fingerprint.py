@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 FORMAT = 7
 """Version of the records: of their layout, and of what a calibration with the same options does."""
 LATER = ("accuracy_level", "full_logits", "min_top1")
-"""Options that are used after calibration only: they may change between two runs."""
+"""Options that are used after calibration only: they may change between two runs. With a bit budget the accuracy level
+decides what there is to choose, so the choices are part of the fingerprint."""
 
 
 def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
     import transformers
 
     from bdq_export import __version__
+    from bdq_export.quantize.target_bits import bit_choices
 
     given = {
         field.name: getattr(options, field.name)
@@ -47,6 +49,7 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
         **given,
         "calib_samples": options.samples,
         "keep": list(options.keep),
+        "bit_choices (by accuracy_level)": None if options.target_bits is None else list(bit_choices(options)),
     }
 
 

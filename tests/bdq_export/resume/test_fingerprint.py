@@ -32,3 +32,14 @@ def test_work_of_other_defaults_is_other_work(identity, monkeypatch) -> None:
     for place in (module, compare):
         monkeypatch.setattr(place, "FORMAT", module.FORMAT + 1)
     assert identity(options) != before, "a calibration does other things"
+
+
+def test_options_of_later_stages_may_change_unless_they_decide_what_bits_there_are() -> None:
+    def same(change: dict[str, object], **options: object) -> bool:
+        one, other = (ExportOptions(**{**options, **each}) for each in ({}, change))  # type: ignore[arg-type]
+        return of_a_calibration(one) == of_a_calibration(other)
+
+    assert same({"accuracy_level": 0, "full_logits": True, "min_top1": 0.5})
+    assert same({"full_logits": True, "min_top1": 0.5}, target_bits=3.5)
+    assert not same({"accuracy_level": 0}, target_bits=3.5), "8 bits are a choice at accuracy level 4 only"
+    assert same({"accuracy_level": 1}, target_bits=3.5, accuracy_level=0)
