@@ -56,7 +56,7 @@ def compare_command(
 
     Lists end at the next option: --schemes w4a4kv4 w4a16 --seeds 0 1 2; commas do too, but for tasks. Rows that OUT has
     with the same options are not measured again, those with other options are replaced, failed ones are tried again;
-    another model, text or task is refused.
+    another model, tokenizer, text or task is refused.
     """
     from bdq_export.cli.output import print_result
     from bdq_export.commands.compare import compare

@@ -118,7 +118,7 @@ def export_command(
         Path | None,
         typer.Option(
             help="Folder for the progress of calibration: the same command goes on from there after a kill. Other "
-            "options, another model or other text are refused (exit code 2)."
+            "options, another model or other text are refused (exit code 2). Reads the whole model once more."
         ),
     ] = None,
     low_memory: Annotated[

@@ -21,9 +21,9 @@ from bdq_export.comparison.methods import DEFAULT, Method, parse_method
 from bdq_export.comparison.rows import Row, Summary, summarize
 from bdq_export.comparison.store import JSON_NAME, MARKDOWN_NAME, Comparison, open_comparison, save
 from bdq_export.errors import BdqError, InvalidInputError, UsageError
-from bdq_export.options import ExportOptions, parse_calib
+from bdq_export.options import ExportOptions
 from bdq_export.progress import Progress, make_progress
-from bdq_export.resume.fingerprint import FORMAT
+from bdq_export.resume.fingerprint import FORMAT, calib_hash, tokenizer_hash
 from bdq_export.scheme import QuantScheme
 from bdq_export.system_errors import resource_errors
 
@@ -120,7 +120,7 @@ def compare(
     """Export a model by each method, scheme and seed, and measure every file in the same way.
 
     A row that `out` already has with the same options and version is not measured again; with other options it is, and
-    replaced; a failed one is tried again. Rows of another model, text or tasks are refused.
+    replaced; a failed one is tried again. Rows of another model, tokenizer, text or tasks are refused.
 
     Args:
         model_dir: Hugging Face directory (safetensors), hub id, or .gguf file.
@@ -144,9 +144,11 @@ def compare(
         UsageError: an unknown method or scheme, options that every scheme refuses, or rows that are not comparable.
         BdqError: the model, the text or a task cannot be used. What goes wrong with one export is in its row.
     """
+    from bdq_export.commands.export import require_packages
     from bdq_export.comparison.measure import Evaluation
     from bdq_export.preflight import check_separate
 
+    require_packages()
     require_at_least("--seq-len", seq_len, 2)
     require_at_least("--max-windows", max_windows, 1)
     require_at_least("--threads", threads, 1)
@@ -205,10 +207,8 @@ def _job(way: Method, scheme: str, seed: int, shared: Mapping[str, Any]) -> _Job
 def _checked(model_dir: str | Path, evaluation: Evaluation) -> Comparison:
     """A comparison without rows, once model, text and tasks are known to be usable."""
     from bdq_export.checkpoint import open_checkpoint
-    from bdq_export.commands.export import require_packages
     from bdq_runtime.tasks import load_rows
 
-    require_packages()
     with invalid_input():
         for task in evaluation.tasks:
             load_rows(task)
@@ -220,7 +220,8 @@ def _checked(model_dir: str | Path, evaluation: Evaluation) -> Comparison:
         checkpoint = open_checkpoint(Path(model_dir), Path(work))
         if content is not None:
             _check_windows(checkpoint, content, evaluation)
-        return Comparison(checkpoint.directory.name, checkpoint.source_hash, evaluation.describe())
+        described = {**evaluation.describe(), "tokenizer": tokenizer_hash(checkpoint)}
+        return Comparison(checkpoint.directory.name, checkpoint.content_hash(), described)
 
 
 def _check_windows(checkpoint: Checkpoint, content: str, evaluation: Evaluation) -> None:
@@ -247,9 +248,7 @@ def _key(job: _Job) -> str:
     """Of everything but the model that decides a row's figures; empty where nothing is exported."""
     if job.options is None:
         return ""
-    source = parse_calib(job.options.calib)
-    calib = source if isinstance(source, str) else hashlib.sha256(read_text(source).encode()).hexdigest()
-    values = {**asdict(job.options), "calib": calib, "calib_samples": job.options.samples}
+    values = {**asdict(job.options), "calib": calib_hash(job.options.calib), "calib_samples": job.options.samples}
     values |= {"version": bdq_export.__version__, "calibration": FORMAT}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

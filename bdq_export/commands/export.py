@@ -162,7 +162,11 @@ def export_with(
         parallel.wait()  # nobody looks at OUT any more when the first process begins to write
         if dry_run:
             return _estimated(checkpoint, need)
-        store = NOWHERE if checkpoints is None else open_store(checkpoints, fingerprint(checkpoint, options))
+        store = NOWHERE
+        if checkpoints is not None:
+            with progress.stage("hash model"):
+                identity = fingerprint(checkpoint, options) if parallel.is_first() else {}
+            store = open_store(checkpoints, identity)
         return _export(checkpoint, layout, options, force, dump, store, progress, need.streamed)
 
 

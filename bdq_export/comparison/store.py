@@ -25,8 +25,8 @@ class Comparison:
 
     Attributes:
         model: name of the source model, never its path.
-        source_hash: of its checkpoint.
-        evaluation: `Evaluation.describe`.
+        source_hash: `Checkpoint.content_hash` of it.
+        evaluation: `Evaluation.describe`, and the hash of the model's tokenizer.
         rows: one for each scheme, method and seed, in the order in which they were first measured.
     """
 
@@ -62,7 +62,7 @@ def open_comparison(folder: Path, now: Comparison) -> Comparison:
     """`now` with the rows that `folder` has.
 
     Raises:
-        UsageError: they are of another model, text or tasks, and so not comparable.
+        UsageError: they are of another model, tokenizer, text or tasks, and so not comparable.
         InvalidInputError: `compare.json` is not what `save` writes.
     """
     path = folder / JSON_NAME

@@ -43,9 +43,9 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
         "bdq-export": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "model": checkpoint.source_hash,
-        "tokenizer": _hash_of([path.read_bytes() for path in checkpoint.tokenizer_files]),
-        "calib": _data(options.calib),
+        "model": checkpoint.content_hash(),
+        "tokenizer": tokenizer_hash(checkpoint),
+        "calib": calib_hash(options.calib),
         **given,
         "calib_samples": options.samples,
         "keep": list(options.keep),
@@ -53,8 +53,17 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
     }
 
 
-def _data(calib: str) -> str:
-    """ "self", or what is read of the file: its name does not matter."""
+def tokenizer_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the tokenizer's files and the chat template: they decide what text is sampled, and its tokens."""
+    return _hash_of([path.read_bytes() for path in checkpoint.tokenizer_files])
+
+
+def calib_hash(calib: str) -> str:
+    """ "self", or SHA-256 of what calibration reads of the file, to the byte: its name does not matter.
+
+    Raises:
+        InvalidInputError: the file cannot be used.
+    """
     from bdq_export.calibration.text import read_text
 
     source = parse_calib(calib)

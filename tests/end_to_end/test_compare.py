@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from bdq_export import compare
+from bdq_export.checkpoint import open_checkpoint
 from bdq_export.commands import compare as command
+from bdq_export.errors import UsageError
 
 QUICK: dict[str, Any] = {"calib_samples": 4, "calib_seq_len": 32, "seq_len": 32, "max_windows": 2, "threads": 1}
 FLAGS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -102,6 +104,20 @@ def test_a_failed_row_is_recorded_and_tried_again(sources: Path, task: Path, tmp
     assert "perplexity" not in result.rows[0].figures
     assert "pairs.accuracy" in result.rows[0].figures
     assert "| w4a4 | rtn | 1 |" in (out / "compare.md").read_text()
+
+
+def test_another_chat_template_is_refused(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens half of the text that a model calibrates on. Models are told apart by every byte of them."""
+    monkeypatch.setattr("bdq_export.comparison.measure.measure_export", lambda *_: ("none", {"pairs.accuracy": 1.0}))
+    settings = {**QUICK, "schemes": ["w4a16"], "methods": ["rtn"], "tasks": [task]}
+    assert compare(model, tmp_path / "out", **settings).measured
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert content["source_hash"] == open_checkpoint(model).content_hash()
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UsageError, match=r"another evaluation \(tokenizer\)"):
+        compare(model, tmp_path / "out", **settings)
 
 
 def test_the_command(bdq: Callable[..., Any], sources: Path, text: Path, tmp_path: Path) -> None:

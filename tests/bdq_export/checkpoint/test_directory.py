@@ -187,6 +187,22 @@ def test_source_hash_tells_checkpoints_apart(model_dir):
     assert open_checkpoint(directory).source_hash != first
 
 
+def test_content_hash_sees_every_byte(model_dir):
+    """A merge of two models may differ in the middle of a file alone."""
+    directory = model_dir(intermediate_size=4096)
+    before = open_checkpoint(directory)
+    first = before.content_hash()
+    assert first == open_checkpoint(directory).content_hash()
+    with (directory / "model.safetensors").open("r+b") as file:
+        file.seek((directory / "model.safetensors").stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    after = open_checkpoint(directory)
+    assert after.source_hash == before.source_hash, "it was made to be quick"
+    assert after.content_hash() != first
+
+
 def test_folder_that_cannot_be_listed(model_dir, refused, monkeypatch):
     directory = model_dir()
 

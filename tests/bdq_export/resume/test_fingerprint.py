@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from bdq_export.calibration.text import read_text
 from bdq_export.commands import compare
 from bdq_export.options import ExportOptions
 from bdq_export.resume import fingerprint as module
 
 
 def of_a_calibration(options: ExportOptions) -> object:
-    return module.fingerprint(SimpleNamespace(source_hash="12", tokenizer_files=()), options)  # type: ignore[arg-type]
+    return module.fingerprint(SimpleNamespace(content_hash=lambda: "12", tokenizer_files=()), options)  # type: ignore[arg-type]
 
 
 def of_a_row(options: ExportOptions) -> object:
@@ -32,6 +34,20 @@ def test_work_of_other_defaults_is_other_work(identity, monkeypatch) -> None:
     for place in (module, compare):
         monkeypatch.setattr(place, "FORMAT", module.FORMAT + 1)
     assert identity(options) != before, "a calibration does other things"
+
+
+@pytest.mark.parametrize("identity", [of_a_calibration, of_a_row])
+@pytest.mark.parametrize(
+    "other", [b"\xef\xbb\xbfOne.\nTwo.\n", b"One.\r\nTwo.\r\n"], ids=["byte order mark", "line ends"]
+)
+def test_text_that_has_other_tokens_is_other_text(identity, other, tmp_path: Path) -> None:
+    contents = {"text.txt": b"One.\nTwo.\n", "copy.txt": b"One.\nTwo.\n", "other.txt": other}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert len({read_text(tmp_path / name) for name in contents}) == 2, "calibration reads the same"
+    text, copy, changed = (identity(ExportOptions(calib=str(tmp_path / name))) for name in contents)
+    assert text == copy
+    assert text != changed
 
 
 def test_options_of_later_stages_may_change_unless_they_decide_what_bits_there_are() -> None:
