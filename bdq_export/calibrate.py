@@ -320,6 +320,11 @@ class _Calibration:
         """The block-wise stage: FlatQuant's, or ours where the effort is best and no rotation is shared by blocks."""
         if not self._learns_blocks(candidate):
             return None
+        if parallel.total(len(space.tokens))[0] < 2:
+            self.warnings.append(
+                "one calibration sequence is left to learn blocks from, and judges them, too; give more "
+                "--calib-samples, or a longer text"
+            )
         if candidate.name == KRONECKER:
             return LearnedBlocks(self.space, candidate, flatquant_options(self.options.seed), float_inputs=True)
         return LearnedBlocks(space, candidate, BlockOptions(seed=self.options.seed))

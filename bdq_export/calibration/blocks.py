@@ -163,7 +163,8 @@ class BlockRunner:
     def _call(self, batch: int, layer: int) -> dict[str, Any]:
         """Keyword arguments of block `layer` for a batch of that many sequences."""
         if batch not in self._calls:
-            self._record(self._tokens[:batch])
+            # They do not depend on which tokens there are, and a batch may draw one sequence twice.
+            self._record(self._tokens[:1].expand(batch, -1))
         return self._calls[batch][layer]
 
     def _record(self, tokens: Tensor) -> Tensor:

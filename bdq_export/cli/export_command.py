@@ -80,7 +80,9 @@ def export_command(
     ] = _DEFAULTS.loss_target,
     calib_samples: Annotated[
         int | None,
-        typer.Option(help="Calibration sequences; without it 24, or 128 where scales or rotations are learned."),
+        typer.Option(
+            help="Calibration sequences, at least 2; without it 24, or 128 where scales or rotations are learned."
+        ),
     ] = None,
     calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,

@@ -69,6 +69,8 @@ def learn_block(
 ) -> BlockResult:
     """Learn the parameters of `student` in place; the best ones on held-out sequences stay.
 
+    A single sequence is learned from and judges, too.
+
     Args:
         runner: of the model whose block it is.
         student: over the parameters.
@@ -79,6 +81,7 @@ def learn_block(
     options = options or BlockOptions()
     count = round(parallel.total(len(hidden))[0])
     held = min(options.held_out, max(1, count // 4))
+    learned = max(1, count - held)
     judges = parallel.own(torch.arange(count - held, count))
     parameters: BlockParameters = student.parameters
     groups = parameters.groups(options.rate)
@@ -93,7 +96,7 @@ def learn_block(
             part = max(_LAST_RATE, 0.5 * (1 + math.cos(math.pi * step / options.steps)))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * part
-            index = parallel.own(torch.randint(count - held, (options.batch,), generator=generator))
+            index = parallel.own(torch.randint(learned, (options.batch,), generator=generator))
             student.refresh()
             if len(index):
                 found = runner.block(student.layer, hidden[index])

@@ -183,6 +183,19 @@ def test_the_parts_of_a_result_belong_together(family, tiny_model, run):
     assert right < 0.5 * loss_of(tiny, result, FakeQuantization(wrong, result.online, result.kv))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"effort": "best", "transform": "bdq"}, {"effort": "fast", "transform": "kronecker"}, {"transform": "spin"}],
+    ids=lambda options: options["transform"],
+)
+def test_two_sequences_suffice_for_everything_that_is_learned(options, tiny_model, run):
+    """One is held out, so that one alone is left to learn from."""
+    result = run(tiny_model("llama"), scheme="w4a4kv4", calib_samples=2, **options)
+    assert np.isfinite(result.loss)
+    told = any("one calibration sequence is left to learn blocks from" in warning for warning in result.warnings)
+    assert told == (options["transform"] != "spin")
+
+
 def test_learned_rotations_are_kept_where_they_lose_less_than_random_ones(tiny_model, run):
     tiny = tiny_model("phi3")
     options = {"scheme": "w16a4kv4", "effort": "fast"}

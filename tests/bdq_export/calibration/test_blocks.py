@@ -35,6 +35,15 @@ def test_blocks_in_turn_are_the_model(family, tiny_model, monkeypatch):
         assert torch.equal(model(TOKENS).logits, expected)
 
 
+def test_a_batch_may_be_larger_than_all_there_is(tiny_model):
+    tiny = tiny_model("gemma3")
+    model = load_float_model(tiny, tiny.weights)
+    all_of_them, one = (BlockRunner(model, tiny.architecture.layers, TOKENS[:n], fast=False) for n in (5, 1))
+    hidden = all_of_them.embedded()
+    with torch.no_grad():
+        assert torch.equal(one.block(1, hidden), all_of_them.block(1, hidden))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sites_cover_all_linears_once(family, tiny_model):
     tiny = tiny_model(family)

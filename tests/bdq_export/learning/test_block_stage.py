@@ -221,6 +221,17 @@ def test_learning_lowers_the_held_out_error_and_bad_rates_change_nothing(tiny_mo
     assert second == good, "a seed gives the same bits"
 
 
+def test_one_sequence_is_learned_from_and_judges(tiny_model):
+    tiny = tiny_model("llama")
+    _, _, runner, student = make(tiny, QuantSpec(4, PerChannel(), grid=ODD), ActivationQuantization(4, 0.8))
+    hidden = torch.randn(1, 16, tiny.dimensions.hidden_size, generator=torch.Generator().manual_seed(1))
+    plain = BlockRunner(load_float_model(tiny, tiny.weights), tiny.architecture.layers, TOKENS, fast=False)
+    with torch.no_grad():
+        expected = plain.block(LAYER, hidden)
+    found = learn_block(runner, student, hidden, expected, BlockOptions(steps=24, rate=1e-2))
+    assert found.after < found.before
+
+
 def test_matrices_and_clips_of_flatquant_are_learned(tiny_model):
     tiny = tiny_model("llama_biases")
     activation, cache = ActivationQuantization(4, 0.8), KVQuantization(4, 4, 0.95, 0.95, hadamard=True)
