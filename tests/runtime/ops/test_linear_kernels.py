@@ -61,6 +61,30 @@ def test_integers_are_exact(
                 assert_equal_bits(found, expected, f"{isa}, {rows} rows, K {k}, N {n}")
 
 
+@pytest.mark.parametrize("activation_bits", [3, 4, 8])
+@pytest.mark.parametrize(("weight_bits", "weight_grid"), GRIDS)
+def test_the_largest_codes_overflow_nothing(
+    linear_node: Callable[..., Any],
+    open_everywhere: Callable[..., Mapping[str, ort.InferenceSession]],
+    weight_bits: int,
+    weight_grid: int,
+    activation_bits: int,
+) -> None:
+    attributes = {"weight_bits": weight_bits, "weight_grid": weight_grid, "activation_bits": activation_bits}
+    for k, block_size in ((2304, 0), (768, 256)):  # float sums of blocks stay below 2^24
+        node = linear_node("LowBitLinear", 1, k, 16, activation_clip=0.5, block_size=block_size, **attributes)
+        for code in (0, 255):  # all bits of all codes
+            node = exact_scales(node.with_input("weight", np.full_like(node.inputs["weight"], code)))
+            for rows in (1, 4, 5):
+                x = np.ones((rows, k), np.float32)
+                x[0], x[-1, ::64] = -1, 0  # all at the lowest code, none alike, at the highest
+                node = node.with_input("x", x)
+                (expected,) = node.reference()
+                for isa, session in open_everywhere(node.proto(shapes=False)).items():
+                    what = f"{isa}, {rows} rows, code {code}, block {block_size}"
+                    assert_equal_bits(session.run(None, node.feeds())[0], expected, what)
+
+
 @pytest.mark.parametrize("block_size", BLOCK_SIZES[1:])
 @pytest.mark.parametrize(("weight_bits", "weight_grid"), GRIDS)
 def test_blocks(

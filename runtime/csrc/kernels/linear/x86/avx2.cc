@@ -18,6 +18,13 @@ namespace {
 
 // _mm256_maddubs_epi16 saturates at 16 bits: codes of 8 bits go through it as two halves of 4.
 struct PairDot {
+  static constexpr bool kPairs = true;
+  static __m256i add_pairs(__m256i pairs, __m256i w, __m256i a) {
+    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, a));
+    __asm__("" : "+x"(pairs));  // gcc would add the products of several quads first, and keep them in memory for that
+    return pairs;
+  }
+  static __m256i widened(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
   static __m256i halves(__m256i w, __m256i a) {
     const __m256i mask = _mm256_set1_epi8(15);
     const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(w, mask), a);
@@ -44,7 +51,7 @@ struct PairDot {
       each<7>([&](auto i) BDQ_INLINE {
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[i.value + 1], quad(a + 4 * i.value + 4)));
       });
-      acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+      acc = _mm256_add_epi32(acc, widened(pairs));
     }
   }
 };

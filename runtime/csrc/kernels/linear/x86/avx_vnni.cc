@@ -17,6 +17,7 @@ namespace {
 #include "common.inl.h"
 
 struct VnniDot {
+  static constexpr bool kPairs = false;  // D::add_pairs and D::widened: sums of two products, in 16 bits
   template <bool wide> static __m256i dot(__m256i acc, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
   template <int bits> BDQ_INLINE static void dot8(__m256i& acc, __m256i& other, const __m256i (&w)[8], const std::int8_t* a) {
     each<8>([&](auto i) BDQ_INLINE {

@@ -8,7 +8,14 @@ struct Part {
   float* scales = nullptr;              // [blocks of the part, 32]; per block only
   std::int64_t panels = 2;
   bool start = false;                   // accumulators are not set yet
+  std::int64_t pair_quads = 4;          // quads whose sums of pairs 16 bits hold
 };
+
+// Sums of two neighbouring products are at most 2 * largest code * 2^(bits - 1): this many of them fit 16 bits, a multiple of 4.
+inline std::int64_t pair_quads(const LinearSpec& spec) {
+  const std::int64_t code = ((1 << spec.weight_bits) - 1) * (spec.odd_grid ? 2 : 1);
+  return 32767 / (code << spec.activation_bits) / 4 * 4;
+}
 
 template <class V, int bits> void decode_part(const Multiplication& m, std::int64_t group, const Part& part) {
   constexpr int kParts = 16 / V::kWidth;
@@ -78,6 +85,40 @@ BDQ_INLINE inline void quads(typename V::I (&acc)[rows][vectors], const std::int
   }
 }
 
+// The same for 4 quads, sums of pairs of products added in 16 bits.
+template <class V, class D, int rows, int vectors>
+BDQ_INLINE inline void four_quads(typename V::I (&pairs)[rows][vectors], const std::int8_t* a, const std::uint8_t* w, std::int64_t stride) {
+  each<4>([&](auto q) BDQ_INLINE {
+    typename V::I codes[vectors];
+    each<vectors>([&](auto v) BDQ_INLINE { codes[v.value] = V::load(w + q.value * 64 + v.value * stride); });
+    each<rows>([&](auto i) BDQ_INLINE {
+      const typename V::I all = D::quad(a + i.value * kChunk + q.value * 4);
+      each<vectors>([&](auto v) BDQ_INLINE { pairs[i.value][v.value] = D::add_pairs(pairs[i.value][v.value], codes[v.value], all); });
+    });
+  });
+}
+
+// Steps [begin, end) of a part.
+template <class V, class D, int rows, int vectors, bool wide>
+BDQ_INLINE inline void multiply_steps(typename V::I (&acc)[rows][vectors], const std::int8_t* a, const std::uint8_t* w, std::int64_t stride,
+                             std::int64_t begin, std::int64_t end, std::int64_t pair_quads) {
+  if constexpr (D::kPairs && !wide) {
+    for (std::int64_t q = 8 * begin; q < 8 * end;) {
+      const std::int64_t stop = q + pair_quads < 8 * end ? q + pair_quads : 8 * end;
+      typename V::I pairs[rows][vectors];
+      each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE { pairs[i.value][v.value] = V::zero(); });
+      for (; q < stop; q += 4) four_quads<V, D, rows, vectors>(pairs, a + (q >> 4) * kRowTile * kChunk + (q & 15) * 4, w + q * 64, stride);
+      each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
+        acc[i.value][v.value] = V::add32(acc[i.value][v.value], D::widened(pairs[i.value][v.value]));
+      });
+    }
+  } else {
+    std::int64_t s = begin;
+    for (; s + 2 <= end; s += 2) quads<V, D, rows, vectors, wide>(acc, a + s / 2 * kRowTile * kChunk, w + s * 512, stride, 16);
+    if (s < end) quads<V, D, rows, vectors, wide>(acc, a + s / 2 * kRowTile * kChunk + s % 2 * kStep, w + s * 512, stride, 8);
+  }
+}
+
 template <class V, class D, int rows, int vectors, bool wide>
 void tile_channels(const Multiplication& m, const Part& part, std::int64_t row, const std::uint8_t* w, std::int64_t stride,
                    std::int64_t out_stride, std::int32_t* out) {
@@ -86,8 +127,7 @@ void tile_channels(const Multiplication& m, const Part& part, std::int64_t row, 
     acc[i.value][v.value] = part.start ? V::zero() : V::load(out + i.value * 32 + v.value * out_stride);
   });
   const std::int8_t* a = m.codes(row) + part.first * kRowTile * kChunk;
-  const std::int64_t chunks = part.chunks;
-  for (std::int64_t c = 0; c < chunks; ++c) quads<V, D, rows, vectors, wide>(acc, a + c * kRowTile * kChunk, w + c * 1024, stride, 16);
+  multiply_steps<V, D, rows, vectors, wide>(acc, a, w, stride, 0, 2 * part.chunks, part.pair_quads);
   each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
     V::store(out + i.value * 32 + v.value * out_stride, acc[i.value][v.value]);
   });
@@ -107,9 +147,7 @@ void tile_blocks(const Multiplication& m, const Part& part, std::int64_t row, co
     typename V::I acc[rows][vectors];
     each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE { acc[i.value][v.value] = V::all32(offsets[i.value * sum_count + b]); });
     const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
-    for (std::int64_t s = b * steps_each; s < end; ++s) {
-      quads<V, D, rows, vectors, wide>(acc, a + s / 2 * kRowTile * kChunk + s % 2 * kStep, w + s * 512, stride, 8);
-    }
+    multiply_steps<V, D, rows, vectors, wide>(acc, a, w, stride, b * steps_each, end, part.pair_quads);
     each_pair<rows, vectors>([&](auto i, auto v) BDQ_INLINE {
       float* sum = sums + i.value * 32 + v.value * out_stride;
       const auto before = start ? V::zero_f() : V::load_f(sum);
@@ -178,6 +216,7 @@ void multiply_many(const Multiplication& m, std::int64_t begin, std::int64_t end
   const GemmScratch size = gemm_scratch(end - begin, group_end - group_begin);
   Part part;
   part.codes = scratch;
+  part.pair_quads = pair_quads(m.spec);
   part.scales = reinterpret_cast<float*>(scratch + size.codes);
   auto* accumulators = reinterpret_cast<std::int32_t*>(scratch + size.codes + size.scales);
   const std::int64_t each = part_chunks(m, most_chunks), each_group = static_cast<std::int64_t>(size.each / sizeof(std::int32_t));

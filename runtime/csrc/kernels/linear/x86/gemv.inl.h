@@ -13,7 +13,7 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
     weight[v] = m.weight + panel[v / kParts] * m.panel_bytes() + v % kParts * 32;
     scales[v] = m.scales + panel[v / kParts] * m.sizes.blocks * kLanes + v % kParts * V::kWidth;
   }
-  const std::int64_t steps = m.sizes.chunks * 2, row_bytes = m.padded_K();
+  const std::int64_t steps = m.sizes.chunks * 2, row_bytes = m.padded_K(), panel_bytes = m.panel_bytes();
   const std::int64_t steps_each = blocks ? m.spec.block_size / kStep : steps;
   const int shift = m.spec.odd_grid ? 1 : 0;
   const std::int8_t* codes = m.a.codes;
@@ -28,12 +28,15 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
     });
     const std::int64_t end = (b + 1) * steps_each < steps ? (b + 1) * steps_each : steps;
     for (; s < end; ++s) {
+      // Behind the end of a panel comes one that is read with it now: go on with those that are read next.
+      std::int64_t ahead = s * 64 * bits + kPrefetch;
+      if (ahead >= panel_bytes) ahead += (panels - 1) * panel_bytes;
       each<kVectors>([&](auto v) BDQ_INLINE {
         I w[8];
         decode<V, bits>(weight[v.value], s, w);
         if constexpr (v.value % kParts == 0) {
           each<bits>([&](auto line) BDQ_INLINE {
-            _mm_prefetch(reinterpret_cast<const char*>(weight[v.value] + s * 64 * bits + 64 * line.value + kPrefetch), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(weight[v.value] + ahead + 64 * line.value), _MM_HINT_T0);
           });
         }
         each<rows>([&](auto i) BDQ_INLINE {
@@ -58,18 +61,27 @@ inline void gemv(const Multiplication& m, const std::int64_t (&panel)[panels], s
   }
 }
 
+// Scales of a row are a line for each group: too few for the processor to see that they follow each other.
+inline void prefetch_scales(const Multiplication& m, std::int64_t group) {
+  constexpr std::int64_t kGroupsAhead = 2;
+  const std::int64_t panel = 2 * (group + kGroupsAhead);
+  if (m.spec.block_size == 0) _mm_prefetch(reinterpret_cast<const char*>(m.scales + panel * kLanes), _MM_HINT_T0);
+}
+
 template <class V, class D, int bits, int rows, bool blocks>
 void gemv_groups(const Multiplication& m, std::int64_t begin, std::int64_t end) {
   alignas(64) std::int32_t out[rows * 64] = {};
   std::int64_t group = begin;
   if constexpr (rows == 1 && V::kWidth == 16) {
     for (; group + 2 <= end && 2 * group + 4 <= m.sizes.panels; group += 2) {
+      prefetch_scales(m, group + 1);
       gemv<V, D, bits, 1, 4, blocks>(m, {2 * group, 2 * group + 1, 2 * group + 2, 2 * group + 3}, out);
       finish<V>(m, group, 0, 1, out);
       finish<V>(m, group + 1, 0, 1, out + 32);
     }
   }
   for (; group < end; ++group) {
+    prefetch_scales(m, group);
     const std::int64_t first = 2 * group, last = first + 1 < m.sizes.panels ? first + 1 : first;  // the last panel may be alone
     gemv<V, D, bits, rows, 2, blocks>(m, {first, last}, out);
     finish<V>(m, group, 0, rows, out);

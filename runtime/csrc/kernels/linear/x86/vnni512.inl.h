@@ -1,6 +1,7 @@
 // vpdpbusd on 512 bits. Included in the anonymous namespace of a file that has set its target.
 
 struct VnniDot {
+  static constexpr bool kPairs = false;  // D::add_pairs and D::widened: sums of two products, in 16 bits
   template <bool wide> static __m512i dot(__m512i acc, __m512i w, __m512i a) { return _mm512_dpbusd_epi32(acc, w, a); }
   template <int bits> BDQ_INLINE static void dot8(__m512i& acc, __m512i& other, const __m512i (&w)[8], const std::int8_t* a) {
     each<8>([&](auto i) BDQ_INLINE {
