@@ -35,7 +35,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   bdq::AttentionSpec spec;
   spec.num_heads = input.pick<std::int64_t>({1, 2, 3, 4, 6, 9});
   spec.kv_num_heads = input.pick<std::int64_t>({1, 2, 3});
-  spec.head_size = input.pick<std::int64_t>({8, 16, 24, 32, 64, 128});
+  spec.head_size = input.pick<std::int64_t>({8, 16, 24, 32, 64, 128, 256});
   spec.key_bits = input.pick<int>({3, 4, 8});
   spec.value_bits = input.pick<int>({3, 4, 8});
   spec.key_clip = input.pick<float>({1.0f, 0.9f});

@@ -2,9 +2,7 @@
 #include "low_bit_linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <new>
 
 #include "linear/kernels.h"
 #include "linear/scratch.h"
@@ -21,19 +19,11 @@ constexpr std::int64_t kCodeBytes = 32 << 20;    // activations are quantized in
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// work(i) for i below count, of which memory may run out on any thread: thrown on this one, as exceptions must not cross the pool.
+// work(i) for i below count.
 template <class Work>
 void run_items(Parallel& parallel, std::int64_t count, Work&& work) {
   if (count == 1) return work(std::int64_t{0});
-  std::atomic<bool> out_of_memory{false};
-  parallel_for(parallel, static_cast<std::size_t>(count), [&](std::size_t i) {
-    try {
-      work(static_cast<std::int64_t>(i));
-    } catch (const std::bad_alloc&) {
-      out_of_memory = true;
-    }
-  });
-  if (out_of_memory) throw std::bad_alloc();
+  parallel_for_allocating(parallel, static_cast<std::size_t>(count), [&](std::size_t i) { work(static_cast<std::int64_t>(i)); });
 }
 
 // Carves aligned arrays out of one buffer: first to add up the size, then to place them.

@@ -1,7 +1,9 @@
 // How a kernel runs work on several threads without knowing whose threads they are.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <new>
 #include <type_traits>
 
 namespace bdq {
@@ -30,6 +32,20 @@ class Serial final : public Parallel {
 template <class Work>
 void parallel_for(Parallel& parallel, std::size_t count, Work&& work) {
   parallel.run(count, [](void* state, std::size_t i) { (*static_cast<std::remove_reference_t<Work>*>(state))(i); }, &work);
+}
+
+// The same for work that allocates: an exception must not leave through threads that are not ours, so it waits until all are done.
+template <class Work>
+void parallel_for_allocating(Parallel& parallel, std::size_t count, Work&& work) {
+  std::atomic<bool> out_of_memory{false};
+  parallel_for(parallel, count, [&](std::size_t i) {
+    try {
+      work(i);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  });
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace bdq

@@ -106,6 +106,10 @@ void AttentionNode::read_cache(const Run& run, AttentionArguments& arguments) co
   if (arguments.total_sequence_length < arguments.tokens)
     throw std::invalid_argument("total_sequence_length is " + std::to_string(arguments.total_sequence_length) + ", expected at least the " +
                                 std::to_string(arguments.tokens) + " tokens of this call");
+  if (arguments.total_sequence_length > arguments.past_positions + arguments.tokens)
+    throw std::invalid_argument("total_sequence_length is " + std::to_string(arguments.total_sequence_length) + ", expected at most the " +
+                                std::to_string(arguments.past_positions) + " positions of past and " + std::to_string(arguments.tokens) +
+                                " tokens of this call");
   // The kernel checks the lengths too, but only after memory for the present was had.
   for (std::int64_t b = 0; b < arguments.batch; ++b)
     if (arguments.seqlens_k[b] >= arguments.total_sequence_length)

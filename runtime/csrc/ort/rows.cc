@@ -30,7 +30,7 @@ class Rows : public Kernel {
     ThreadPool pool(run, *threads_);
     // Short rows are not worth a task each.
     const std::int64_t group = std::max<std::int64_t>(1, 4096 / K), groups = (rows + group - 1) / group;
-    parallel_for(pool, static_cast<std::size_t>(groups), [&](std::size_t g) {
+    parallel_for_allocating(pool, static_cast<std::size_t>(groups), [&](std::size_t g) {
       const std::int64_t first = static_cast<std::int64_t>(g) * group, last = std::min(rows, first + group);
       for (std::int64_t row = first; row < last; ++row)
         static_cast<const Derived*>(this)->row(x.as<float>() + row * K, y + row * K, K);

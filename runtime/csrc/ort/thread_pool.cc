@@ -64,24 +64,26 @@ std::shared_ptr<ThreadCount> ThreadCount::of(const NodeInfo& node) {
 }
 
 int ThreadCount::get(const Run& run) {
-  if (measurements_left_.load(std::memory_order_relaxed) > 0) measure(run);
+  if (!all_seen_.load(std::memory_order_relaxed)) {
+    const std::uint64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
+    if ((call & (call - 1)) == 0) measure(run);  // calls 0, 1, 2, 4, 8, ...
+  }
   return measured_.load(std::memory_order_relaxed);
 }
 
 void ThreadCount::measure(const Run& run) {
-  if (measurements_left_.fetch_sub(1) <= 0) return;
   Rendezvous rendezvous{usable_processors()};
   if (rendezvous.expected > 1) {
     const auto wait = [](void* state, std::size_t) { static_cast<Rendezvous*>(state)->wait(); };
     const std::size_t tasks = static_cast<std::size_t>(rendezvous.expected);
     check(run.api(), run.api().KernelContext_ParallelFor(&run.context(), wait, tasks, 0, &rendezvous));
   }
-  // A thread that came late is missed, so the largest of a few counts is kept.
+  // A thread that came late is missed, so the largest count is kept.
   int known = measured_.load();
   const int found = std::max(1, rendezvous.arrived.load());
   while (found > known && !measured_.compare_exchange_weak(known, found)) {
   }
-  if (found >= rendezvous.expected) measurements_left_.store(0);
+  if (found >= rendezvous.expected) all_seen_.store(true);
 }
 
 void ThreadPool::run(std::size_t count, void (*work)(void*, std::size_t), void* state) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "../kernels/parallel.h"
@@ -10,8 +11,9 @@
 
 namespace bdq {
 
-// How many threads a session gives an operator. ONNX Runtime does not tell a custom operator, so the first calls count: they run
+// How many threads a session gives an operator. ONNX Runtime does not tell a custom operator, so some calls count: they run
 // tasks that wait for each other, and the most that ever waited at once is the number. Shared by the nodes of a session.
+// Threads that are late on a busy machine are missed, so calls go on counting, ever more seldom, until all processors were seen.
 class ThreadCount {
  public:
   // The count of the session that `node` is created in.
@@ -23,7 +25,8 @@ class ThreadCount {
   void measure(const Run& run);
 
   std::atomic<int> measured_{1};
-  std::atomic<int> measurements_left_{3};
+  std::atomic<bool> all_seen_{false};
+  std::atomic<std::uint64_t> calls_{0};
 };
 
 class ThreadPool final : public Parallel {

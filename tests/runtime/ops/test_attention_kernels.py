@@ -67,12 +67,13 @@ def test_rows_of_different_lengths(
         assert_matches(run_kernel(node, isa), node.reference(), f"{pasts}")
 
 
-@pytest.mark.parametrize("heads", [(1, 1, 16), (8, 1, 16), (9, 3, 64), (5, 5, 8), (4, 2, 256)])
+@pytest.mark.parametrize("bits", KV_BITS)
+@pytest.mark.parametrize("heads", [(1, 1, 16), (8, 1, 16), (9, 3, 64), (5, 5, 8), (8, 2, 128), (4, 2, 256)])
 def test_head_counts(
-    attention_node: Callable[..., Any], run_kernel: Callable[..., Any], isa: str, heads: tuple[int, int, int]
+    attention_node: Callable[..., Any], run_kernel: Callable[..., Any], isa: str, heads: tuple[int, int, int], bits: int
 ) -> None:
     for past, tokens in ((17, 1), (3, 20)):
-        node = attention_node("PackedRotaryKVAttention", past, tokens, heads)
+        node = attention_node("PackedRotaryKVAttention", past, tokens, heads, key_bits=bits, value_bits=bits)
         assert_matches(run_kernel(node, isa), node.reference())
 
 

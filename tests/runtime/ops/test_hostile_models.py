@@ -145,7 +145,7 @@ def test_attention_at_run_time(attention_node: Callable[..., Any], open_node: Ca
     parts = [part for part in good if part != "total_sequence_length"]
     wrong: list[dict[str, Any]] = [{part: array} for part in parts for array in broken(good[part])]
     wrong += [{"seqlens_k": np.array(lengths, np.int32)} for lengths in ([-1, 5], [8, 5], [2**31 - 1, 5], [0, 7])]
-    wrong += [{"total_sequence_length": np.array(n, np.int32)} for n in (-1, 0, 1, 7, -(2**31))]
+    wrong += [{"total_sequence_length": np.array(n, np.int32)} for n in (-1, 0, 1, 7, 12, 2**31 - 1, -(2**31))]
     wrong += [{"total_sequence_length": np.array([8, 8], np.int32)}]
     for change in wrong:
         if "seqlens_k" in change and change["seqlens_k"].size == 2 and (change["seqlens_k"] == [5, 7]).all():
