@@ -36,6 +36,7 @@ _MANY_BITS = 8
 """Bits of weights whose rounding is not worth a measurement of its own."""
 _SAMPLES = {"fast": 24, "standard": 128, "best": 128}
 """Calibration sequences by effort where scales are learned; the fewest of them elsewhere, unless rotations are."""
+_SEQ_LEN = 512
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ExportOptions:
         loss_delta: δ of the two reverse losses.
         loss_target: what these compare with, "teacher" or "label".
         calib_samples: number of calibration sequences; None is a default for the effort (see `samples`).
-        calib_seq_len: tokens in each.
+        calib_seq_len: tokens in each; None is a default that fits the model (see `seq_len`).
         seed: of every random choice.
         target_bits: average bits of the codes of the decoder blocks' weights; each site gets as many as its measured
             sensitivity earns (see `quantize.target_bits`). None gives all of them those of the scheme.
@@ -89,7 +90,7 @@ class ExportOptions:
     loss_delta: float = 0.5
     loss_target: str = "teacher"
     calib_samples: int | None = None
-    calib_seq_len: int = 512
+    calib_seq_len: int | None = None
     seed: int = 0
     target_bits: float | None = None
     keep: tuple[str, ...] = ()
@@ -112,7 +113,8 @@ class ExportOptions:
             raise UsageError(f"block size is {self.block_size}, expected one of {BLOCK_SIZES} or channel")
         if self.calib_samples is not None:
             _at_least("calib-samples", self.calib_samples, 2)
-        _at_least("calib-seq-len", self.calib_seq_len, 32)
+        if self.calib_seq_len is not None:
+            _at_least("calib-seq-len", self.calib_seq_len, 32)
         _at_least("seed", self.seed, 0)
         if self.seed > MAX_SEED:
             raise UsageError(f"seed is {self.seed}, expected at most {MAX_SEED}")
@@ -188,6 +190,11 @@ class ExportOptions:
         if self.transform in (SPIN, KRONECKER) and not self.learns:
             return self.calib_samples or _SAMPLES["standard"]  # these learn at every effort
         return self.calib_samples or _SAMPLES[self.effort if self.learns else "fast"]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a calibration sequence: what was asked for, else what fits a context of that many."""
+        return self.calib_seq_len or _SEQ_LEN
 
     @property
     def scale_block(self) -> int:

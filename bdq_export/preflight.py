@@ -86,7 +86,7 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
     """
     embedding = dimensions.vocab_size * dimensions.hidden_size
     bits = QuantScheme.parse(options.scheme).weight_bits if options.target_bits is None else options.target_bits
-    memory = _LIBRARIES + 8 * options.calib_seq_len * dimensions.vocab_size
+    memory = _LIBRARIES + 8 * options.seq_len * dimensions.vocab_size
     if streamed:
         ends = embedding if dimensions.tied else 2 * embedding
         memory += _BLOCK_BYTES * (parameters - ends) // dimensions.layers
@@ -97,17 +97,17 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
     if options.transform != "none":
         memory += 4 * embedding + (0 if streamed else 4 * parameters)
     if options.transform != "none" or options.weights == "gptq":
-        memory += 12 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        memory += 12 * options.samples * options.seq_len * dimensions.hidden_size
     if options.weights == "gptq":
         memory += 48 * max(dimensions.intermediate_size, dimensions.heads * dimensions.head_dim) ** 2
-    gradient = 4 * 2 * options.calib_seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
+    gradient = 4 * 2 * options.seq_len * (20 * dimensions.hidden_size + 8 * dimensions.intermediate_size)
     if options.transform == KRONECKER:
-        memory += 4 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        memory += 4 * options.samples * options.seq_len * dimensions.hidden_size
         memory += 0 if options.learns else gradient
     learned = 0
     if options.learns:
         learned += (6 if streamed else 2) * parameters
-        learned += 2 * options.samples * options.calib_seq_len * dimensions.hidden_size
+        learned += 2 * options.samples * options.seq_len * dimensions.hidden_size
     elif options.transform == SPIN:
         learned += 2 * embedding + (4 * parameters if streamed else 0)
     if options.learns or options.transform == SPIN:
@@ -131,7 +131,7 @@ def _curvature_bytes(dimensions: Dimensions, options: ExportOptions) -> tuple[in
     queries, keys = dimensions.heads * dimensions.head_dim, dimensions.kv_heads * dimensions.head_dim
     outputs = (queries, keys, keys, hidden, mlp, mlp, hidden)
     factors = sum(size * size for count in outputs for size in group_sizes(count))
-    tokens = min(options.samples, GPTQ_SEQUENCES) * options.calib_seq_len
+    tokens = min(options.samples, GPTQ_SEQUENCES) * options.seq_len
     return dimensions.layers * 2 * tokens * hidden, dimensions.layers * factors
 
 

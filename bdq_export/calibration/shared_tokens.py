@@ -32,7 +32,7 @@ def shared_tokens(
     found = store.load("tokens", lambda record: record.tensors["tokens"])
     if found is None:
         if parallel.is_first():
-            source, samples, length = parse_calib(options.calib), options.samples, options.calib_seq_len
+            source, samples, length = parse_calib(options.calib), options.samples, options.seq_len
             found = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
         found = parallel.tokens_from_first(found)
         store.save("tokens", Record(tensors={"tokens": found}))

@@ -34,7 +34,7 @@ def uncalibrated(
 ) -> CalibrationResult:
     """As `calibrate`, for plain rounding without a transform."""
     architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
-    samples, length = _UNCALIBRATED if options.calib == "self" else (2, options.calib_seq_len)
+    samples, length = _UNCALIBRATED if options.calib == "self" else (2, options.seq_len)
     source = parse_calib(options.calib)
     held_back = calibration_tokens(checkpoint, model, source, samples, length, options.seed, progress)
     space = Workspace(checkpoint, model, architecture, dimensions, weights, held_back, linear_specs(options), progress)

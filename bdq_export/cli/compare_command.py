@@ -46,7 +46,9 @@ def compare_command(
         int | None,
         typer.Option(help="Calibration sequences; without it 24, or 128 where scales or rotations are learned."),
     ] = None,
-    calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
+    calib_seq_len: Annotated[
+        int | None, typer.Option(help="Tokens in each, at most the model's context.", show_default="512 or the context")
+    ] = None,
     threads: ThreadsOption = None,
     keep_exports: Annotated[bool, typer.Option("--keep-exports", help="Leave the models in OUT/exports.")] = False,
     as_json: JsonOption = False,

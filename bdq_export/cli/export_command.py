@@ -84,7 +84,9 @@ def export_command(
             help="Calibration sequences, at least 2; without it 24, or 128 where scales or rotations are learned."
         ),
     ] = None,
-    calib_seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = _DEFAULTS.calib_seq_len,
+    calib_seq_len: Annotated[
+        int | None, typer.Option(help="Tokens in each, at most the model's context.", show_default="512 or the context")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = _DEFAULTS.seed,
     target_bits: Annotated[
         float | None,

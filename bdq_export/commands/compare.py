@@ -111,7 +111,7 @@ def compare(
     tasks: Sequence[str | Path] = (),
     calib: str = "self",
     calib_samples: int | None = None,
-    calib_seq_len: int = 512,
+    calib_seq_len: int | None = None,
     threads: int | None = None,
     keep_exports: bool = False,
     quiet: bool = True,
@@ -134,7 +134,7 @@ def compare(
         tasks: zero-shot files (see `bdq_runtime.tasks`).
         calib: "self" or a text file, for all methods that do not say otherwise.
         calib_samples: number of calibration sequences.
-        calib_seq_len: tokens in each.
+        calib_seq_len: tokens in each; None is 512, or the model's context where that is shorter.
         threads: CPU threads of the evaluation.
         keep_exports: leave the exported models in `out`/exports instead of deleting each once it is measured.
         quiet: no progress on stderr.
@@ -161,7 +161,7 @@ def compare(
     folder = Path(out)
     check_separate(Path(model_dir), folder)
     keys = [_key(job) for job in jobs]
-    empty = _checked(model_dir, evaluation)
+    empty = _checked(model_dir, evaluation, [job.options for job in jobs if job.options is not None])
     _make(folder)
     comparison = open_comparison(folder, empty)
     measured = []
@@ -204,9 +204,10 @@ def _job(way: Method, scheme: str, seed: int, shared: Mapping[str, Any]) -> _Job
         return _Job(scheme, way.name, seed, None, str(error))
 
 
-def _checked(model_dir: str | Path, evaluation: Evaluation) -> Comparison:
+def _checked(model_dir: str | Path, evaluation: Evaluation, exports: Sequence[ExportOptions]) -> Comparison:
     """A comparison without rows, once model, text and tasks are known to be usable."""
     from bdq_export.checkpoint import open_checkpoint
+    from bdq_export.quantize.specs import with_sequence_length
     from bdq_runtime.tasks import load_rows
 
     with invalid_input():
@@ -218,6 +219,8 @@ def _checked(model_dir: str | Path, evaluation: Evaluation) -> Comparison:
     content = None if evaluation.text is None else read_text(evaluation.text)
     with tempfile.TemporaryDirectory(prefix="bdq-compare-") as work:
         checkpoint = open_checkpoint(Path(model_dir), Path(work))
+        for options in exports:
+            with_sequence_length(options, checkpoint.dimensions)
         if content is not None:
             _check_windows(checkpoint, content, evaluation)
         described = {**evaluation.describe(), "tokenizer": tokenizer_hash(checkpoint)}
@@ -248,7 +251,8 @@ def _key(job: _Job) -> str:
     """Of everything but the model that decides a row's figures; empty where nothing is exported."""
     if job.options is None:
         return ""
-    values = {**asdict(job.options), "calib": calib_hash(job.options.calib), "calib_samples": job.options.samples}
+    values = {**asdict(job.options), "calib": calib_hash(job.options.calib)}
+    values |= {"calib_samples": job.options.samples, "calib_seq_len": job.options.seq_len}
     values |= {"version": bdq_export.__version__, "calibration": FORMAT}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -137,7 +137,7 @@ def export_with(
     from bdq_export.checkpoint import open_checkpoint
     from bdq_export.package.layout import check_output
     from bdq_export.preflight import check_resources, check_separate
-    from bdq_export.quantize.specs import check_cache, check_keep, check_rotation
+    from bdq_export.quantize.specs import check_cache, check_keep, check_rotation, with_sequence_length
     from bdq_export.quantize.target_bits import check_target
     from bdq_export.resume import NOWHERE, open_store
     from bdq_export.resume.fingerprint import fingerprint
@@ -154,6 +154,7 @@ def export_with(
         layout = check_output(out, force)
         with progress.stage("read model"):
             checkpoint = open_checkpoint(Path(model_dir), Path(work))
+            options = with_sequence_length(options, checkpoint.dimensions)
             check_cache(options, checkpoint.dimensions)
             check_rotation(options, checkpoint.architecture)
             check_keep(options, checkpoint.architecture, checkpoint.dimensions)

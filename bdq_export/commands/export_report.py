@@ -65,6 +65,7 @@ def make_report(
             "block_size": options.scale_block,
             "ops": options.linear_ops,
             "calib_samples": options.samples,
+            "calib_seq_len": options.seq_len,
         },
         parameters=checkpoint.parameters,
         weight_bytes=_weight_bytes(graph),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from bdq_export.errors import UsageError
 from bdq_export.options import BDQ, SPIN, WHOLE_ROW, ExportOptions, parse_keep
@@ -31,6 +32,20 @@ def check_cache(options: ExportOptions, dimensions: Dimensions) -> None:
             f"scheme {scheme} with a head size {dimensions.head_dim}: a quantized KV cache needs a multiple of 8; "
             "leave out kv"
         )
+
+
+def with_sequence_length(options: ExportOptions, dimensions: Dimensions) -> ExportOptions:
+    """The options with calibration sequences that the model's context has room for.
+
+    Raises:
+        UsageError: `calib_seq_len` was asked for and is longer.
+    """
+    limit = dimensions.context_length
+    if options.seq_len <= limit:
+        return options
+    if options.calib_seq_len is not None:
+        raise UsageError(f"--calib-seq-len is {options.calib_seq_len}, the model's context is {limit}; ask for less")
+    return replace(options, calib_seq_len=limit)
 
 
 def check_rotation(options: ExportOptions, architecture: Architecture) -> None:

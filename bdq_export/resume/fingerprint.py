@@ -48,6 +48,7 @@ def fingerprint(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any
         "calib": calib_hash(options.calib),
         **given,
         "calib_samples": options.samples,
+        "calib_seq_len": options.seq_len,
         "keep": list(options.keep),
         "bit_choices (by accuracy_level)": None if options.target_bits is None else list(bit_choices(options)),
     }

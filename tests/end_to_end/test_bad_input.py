@@ -158,6 +158,7 @@ def test_bad_models(kind: str, model: Path, tmp_path: Path, refused: Refused) ->
         ("seed", ["--seed", "99999999999999999999"]),
         ("calib-samples", ["--calib-samples", "1"]),
         ("calib-seq-len", ["--calib-seq-len", "0"]),
+        ("--calib-seq-len is 257, the model's context is 256", ["--calib-seq-len", "257"]),
         ("min-top1", ["--min-top1", "1.5"]),
         ("min-top1", ["--min-top1", "nan"]),
         ("w8a8", ["--ops", "qdq"]),

@@ -144,7 +144,9 @@ def test_the_command(bdq: Callable[..., Any], sources: Path, text: Path, tmp_pat
         ("method diag: transform diag leaves out", ["--schemes", "w4a16", "--methods", "rtn", "diag"]),
         ("method bdq+loss=l2: loss is 'l2'", ["--methods", "bdq+loss=l2"]),
         ("--max-windows is 0", ["--max-windows", "0"]),
-        ("the model's context is 256", ["--seq-len", "512"]),
+        ("--seq-len is 512, the model's context is 256", ["--seq-len", "512"]),
+        ("--calib-seq-len is 257, the model's context is 256", ["--calib-seq-len", "257"]),
+        ("--calib-seq-len is 300, the model's context is 256", ["--methods", "bdq", "rtn+calib_seq_len=300"]),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(

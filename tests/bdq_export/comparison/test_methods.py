@@ -11,7 +11,7 @@ from bdq_export.comparison.methods import DEFAULT, METHODS, parse_method
 from bdq_export.errors import UsageError
 from bdq_export.options import ExportOptions
 
-SHARED = {"calib": "self", "calib_samples": None, "calib_seq_len": 512}
+SHARED = {"calib": "self", "calib_samples": None, "calib_seq_len": None}
 
 
 def test_every_method_is_options_of_w4a4kv4_and_one_alone_learns() -> None:

@@ -27,6 +27,8 @@ def test_work_of_other_defaults_is_other_work(identity, monkeypatch) -> None:
     before = identity(options)
     assert identity(ExportOptions("w4a4kv4", calib_samples=128)) == before
     assert identity(ExportOptions("w4a4kv4", calib_samples=64)) != before
+    assert identity(ExportOptions("w4a4kv4", calib_seq_len=512)) == before
+    assert identity(ExportOptions("w4a4kv4", calib_seq_len=256)) != before
     monkeypatch.setattr("bdq_export.options._SAMPLES", {"fast": 24, "standard": 64, "best": 128})
     assert identity(options) != before, "the default was another"
     monkeypatch.undo()
