@@ -41,7 +41,7 @@ def random_hadamard(size: int, seed: int) -> Tensor:
     matrix = hadamard(power)
     odd = size // power
     if odd > 1:
-        matrix = torch.kron(random_orthogonal(odd, generator).contiguous(), matrix)
+        matrix = torch.kron(random_orthogonal(odd, generator), matrix)
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
     return signs[:, None] * matrix
 

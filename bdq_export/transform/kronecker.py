@@ -28,7 +28,8 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix, float64 `[size, size]`: QR of a Gaussian, signs fixed so that it is unique."""
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
     orthogonal, upper = torch.linalg.qr(gaussian)
-    result: Tensor = orthogonal * upper.diagonal().sign()
+    # In rows, as a record gives it back: with columns one after another, products have other last bits.
+    result: Tensor = (orthogonal * upper.diagonal().sign()).contiguous()
     return result
 
 
