@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from contrib_operators import GatherBlockQuantized, SkipSimplifiedLayerNormalization
+from onnx.reference import ReferenceEvaluator
 
 from bdq_export import export
 from bdq_export.calibration import learned_scales
@@ -31,6 +33,7 @@ QUICK: dict[str, Any] = {
     "transform": "none",
     "weights": "rtn",
 }
+CONTRIB = (GatherBlockQuantized, SkipSimplifiedLayerNormalization)
 PROMPT = list(range(40, 56))
 
 
@@ -74,13 +77,34 @@ def _unread(proto: onnx.ModelProto) -> set[str]:
     return {weight.name for weight in proto.graph.initializer} - read
 
 
-def _answer(folder: Path, count: int = 8) -> list[int]:
-    model = LanguageModel(folder)
+def _answer(folder: Path, count: int = 8, use_library: bool | None = None) -> list[int]:
+    model = LanguageModel(folder, use_library=use_library)
     tokens = []
     logits = model.append(PROMPT)
     for _ in range(count):
         tokens.append(int(logits[-1].argmax()))
         logits = model.append(tokens[-1:])
+    return tokens
+
+
+def _reference_answer(folder: Path, count: int = 8) -> list[int]:
+    """From the functions in the file, run by onnx."""
+    proto = onnx.load(folder / "model.onnx")
+    model = ReferenceEvaluator(proto, new_ops=[*CONTRIB])
+    past = {}
+    for value in proto.graph.input:
+        if value.name.startswith("past"):
+            _, heads, _, row = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            past[value.name] = np.zeros((1, heads, 0, row), np.uint8)
+    tokens: list[int] = []
+    fed = PROMPT
+    for step in range(count):
+        length = len(PROMPT) + step
+        feeds = {"input_ids": np.array([fed], np.int64), "attention_mask": np.ones((1, length), np.int64), **past}
+        logits, *present = model.run(None, feeds)
+        past = dict(zip(past, present, strict=True))
+        tokens.append(int(logits[0, -1].argmax()))
+        fed = tokens[-1:]
     return tokens
 
 
@@ -126,6 +150,21 @@ def test_a_scheme_is_exported_and_runs_without_the_library(
     assert session.get_outputs()[0].shape[1:] == [1, 320]
 
 
+@pytest.mark.parametrize("scheme", ["w4a4kv4", pytest.param("w3a3kv3", marks=pytest.mark.slow)])
+def test_the_file_gives_the_same_tokens_everywhere(scheme: str, model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """On the op library, on ONNX Runtime without it, and in onnx's own evaluator."""
+    folder, _ = _export(model_dir("llama3"), tmp_path / "out", scheme, transform="bdq")
+    expected = _reference_answer(folder)
+    assert len(set(expected)) > 2
+    assert _answer(folder, use_library=False) == expected
+    try:
+        library_path()
+    except LibraryError:
+        return
+    assert _answer(folder, use_library=True) == expected
+
+
+@pytest.mark.slow  # where continuous integration has installed onnxruntime-genai
 def test_genai_runs_it_with_and_without_the_library(model_dir: Callable[..., Path], tmp_path: Path) -> None:
     """The cache is uint8 and its rows are not of the head size, shared between past and present."""
     folder, _ = _export(model_dir("llama3"), tmp_path / "out", "w4a4kv4")
