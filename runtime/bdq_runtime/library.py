@@ -34,6 +34,10 @@ class LibraryMissingError(LibraryError):
     """No library was built when the package was installed."""
 
 
+class LibraryNotLoadableError(LibraryError):
+    """The file is there, but for another system, or damaged."""
+
+
 class LibraryTooOldError(LibraryError):
     """A model uses a newer version of the operators than the library has."""
 
@@ -76,7 +80,7 @@ def library_info() -> LibraryInfo:
 
     Raises:
         LibraryMissingError: the package was installed without it.
-        LibraryError: it does not load on this machine.
+        LibraryNotLoadableError: it does not load on this machine.
     """
     return _info(library_path())
 
@@ -102,6 +106,7 @@ def register_for(options: ort.SessionOptions, version: int) -> None:
     """`register` for a model that uses `version` of the operators.
 
     Raises:
+        LibraryNotLoadableError: it does not load on this machine.
         LibraryTooOldError: the library has an older one: it would compute something else, or nothing.
         LibraryError: as `register`.
     """
@@ -125,7 +130,7 @@ def _info(path: Path) -> LibraryInfo:
     try:
         describe = ctypes.CDLL(str(path)).bdq_describe
     except (OSError, AttributeError) as error:
-        raise LibraryError(f"the op library {path} does not load ({error}); {_REINSTALL}") from None
+        raise LibraryNotLoadableError(f"the op library {path} does not load ({error}); {_REINSTALL}") from None
     describe.restype = ctypes.c_char_p
     found = json.loads(describe())
     return LibraryInfo(found["version"], tuple(found["isas"]), found["operators"])

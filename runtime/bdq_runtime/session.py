@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from bdq_runtime.library import LibraryMissingError, LibraryTooOldError, register_for, warn_slow
+from bdq_runtime.library import (
+    LibraryMissingError,
+    LibraryNotLoadableError,
+    LibraryTooOldError,
+    register_for,
+    warn_slow,
+)
 from bdq_runtime.opset import DOMAIN
 from bdq_runtime.opsets import opset_version
 
@@ -31,14 +37,14 @@ def create_session(
         path: an `.onnx` file; its external data lies beside it.
         threads: threads inside one operator; None lets ONNX Runtime choose (one per core).
         providers: execution providers in order of preference; None takes the CPU.
-        use_library: None takes the library when it is there and knows the model's operators, and says so once when
-            not; True insists on it; False runs `bdq` operators as the functions of standard operators they carry.
+        use_library: None takes the library when it is there, loads and knows the model's operators, and says so once
+            when not; True insists on it; False runs `bdq` operators as the functions of standard operators they carry.
 
     Raises:
         FileNotFoundError: no such file, or its data file is missing.
         ValueError: not an ONNX file, truncated data, a node ONNX Runtime does not know, or an unknown provider.
-        LibraryError: `use_library=True` and the library is missing or too old, or `BDQ_ISA` is no instruction set
-            of this machine.
+        LibraryError: `use_library=True` and the library is missing, does not load or is too old; or `BDQ_ISA` is no
+            instruction set of this machine.
     """
     file = Path(path)
     if not file.is_file():
@@ -80,7 +86,7 @@ def _add_library(options: ort.SessionOptions, file: Path, insist: bool) -> None:
         return
     try:
         register_for(options, version)
-    except (LibraryMissingError, LibraryTooOldError) as error:
+    except (LibraryMissingError, LibraryNotLoadableError, LibraryTooOldError) as error:
         if insist:
             raise
         warn_slow(str(error))

@@ -19,7 +19,13 @@ from onnx import TensorProto, helper
 from bdq_export.commands.runtime_errors import invalid_input
 from bdq_export.errors import MissingDependencyError
 from bdq_runtime import library
-from bdq_runtime.library import LibraryError, LibraryInfo, LibraryMissingError, LibraryTooOldError
+from bdq_runtime.library import (
+    LibraryError,
+    LibraryInfo,
+    LibraryMissingError,
+    LibraryNotLoadableError,
+    LibraryTooOldError,
+)
 from bdq_runtime.opset import VERSION
 from bdq_runtime.opsets import opset_version
 from bdq_runtime.session import create_session
@@ -113,11 +119,17 @@ def test_a_library_of_a_newer_version_leaves_older_models_to_it(
     assert result(create_session(save_model(tmp_path / "m.onnx"))) == KERNEL
 
 
-def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "bad.so").write_bytes(b"\x7fELF nothing")
     monkeypatch.setattr(library, "library_path", lambda: tmp_path / "bad.so")
-    with pytest.raises(LibraryError, match=r"bad\.so does not load"):
-        library.library_info()
+    file = save_model(tmp_path / "m.onnx")
+    with caplog.at_level(logging.WARNING):
+        assert result(create_session(file)) == FUNCTION
+    assert "bad.so does not load" in caplog.text
+    with pytest.raises(LibraryNotLoadableError, match=r"bad\.so does not load"):
+        create_session(file, use_library=True)
     with pytest.raises(LibraryError, match=r"bad\.so cannot be used"):
         library.register(ort.SessionOptions())
 
