@@ -111,9 +111,11 @@ class LanguageModel:
             the last of `tokens`. The memory is reused by the next call.
 
         Raises:
-            ValueError: no tokens, or an id outside the vocabulary.
+            ValueError: no tokens, an id outside the vocabulary, or more logits asked for than tokens.
         """
         ids = self._checked(tokens)
+        if not 1 <= last <= ids.shape[1]:
+            raise ValueError(f"logits of the last {last} of {ids.shape[1]} tokens are asked for")
         total = self.length + ids.shape[1]
         wanted = ids.shape[1] if all_logits else last
         self._cache.bind(self.length, total)

@@ -76,6 +76,12 @@ def test_only_the_last_position_comes_back(tiny_decoder: Callable[..., Path]) ->
         np.testing.assert_allclose(last, model.append(TOKENS[:10], all_logits=True)[-1:], atol=1e-5)
 
 
+@pytest.mark.parametrize("last", [0, 4])
+def test_as_many_logits_as_tokens_at_most(tiny_decoder: Callable[..., Path], last: int) -> None:
+    with pytest.raises(ValueError, match=f"last {last} of 3 tokens"):
+        LanguageModel(tiny_decoder()).append([1, 2, 3], last=last)
+
+
 @pytest.mark.parametrize("share", [None, False])
 def test_truncate_forgets_what_came_after(tiny_decoder: Callable[..., Path], share: bool | None) -> None:
     model = LanguageModel(tiny_decoder(), threads=1, share_cache=share)
