@@ -12,10 +12,11 @@ from types import MappingProxyType
 
 DOMAIN = "bdq"
 VERSION = 2
-"""Of the table: an operator that changes, by an attribute with a default, too, needs the next one, because ONNX Runtime
-lets a kernel of an older library ignore an attribute.
+"""Of the table. 2 added `hadamard_interleave` and `interleave`; models of 1 mean the same.
 
-2 added `hadamard_interleave` and `interleave`; models of 1 mean the same.
+From 2 on an operator never changes. One that computes something else has a name of its own: a library that lacks a name
+leaves the node to the function in the file, which is right, while one that lacks an attribute ignores it, which is
+silently wrong, and ONNX Runtime does not compare versions.
 """
 
 FLOAT = "float32"
