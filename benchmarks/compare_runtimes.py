@@ -122,11 +122,20 @@ def footprint(contender: Contender, job: tuple[int, int, int]) -> Footprint:
 def measure_here(contender: Contender, prompt: np.ndarray, new_tokens: int, threads: int) -> Footprint:
     """The child's half of `footprint`."""
     read(contender.path)
+    import_peer(contender.kind)
     start = time.perf_counter()
     run = open_round(contender, prompt, new_tokens, threads)
     load = time.perf_counter() - start
     run()
     return Footprint(load, peak_rss_bytes() or 0)
+
+
+def import_peer(kind: str) -> None:
+    """Import what runs the contender: our own modules are there already, and importing is not loading a model."""
+    if kind == "genai":
+        import onnxruntime_genai  # noqa: F401
+    elif kind == "llama":
+        import llama_cpp  # noqa: F401
 
 
 def read(path: Path) -> None:
