@@ -93,8 +93,7 @@ def calibrate(
     """
     end_specs(options, checkpoint.architecture, checkpoint.dimensions, checkpoint.dimensions.tied)
     dynamic = DynamicBits.of(options)
-    closed = options.weights == "rtn" and options.transform == NONE and options.target_bits is None
-    if closed and not options.is_static and dynamic is None:
+    if not options.calibrates:
         return uncalibrated(checkpoint, model, weights, options, progress)
     tokens = shared_tokens(checkpoint, model, options, progress, store)
     held = max(1, tokens.shape[0] // _HELD_OUT_SHARE)
@@ -308,6 +307,11 @@ class _Calibration:
             self.warnings += [f"{name}: {reason}" for name, reason in done.fallbacks.items()]
         else:
             quantized.update(self._rounded(candidate, tuning))
+            if self._learns_blocks(candidate):
+                self.warnings.append(
+                    "--weights rtn leaves out the block-wise stage of --effort best, which goes with GPTQ; scales are "
+                    "learned end to end"
+                )
         if tuning is not None:
             self.flatness.update(tuning.flatness)
         if space.dynamic is not None:

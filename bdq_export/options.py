@@ -132,6 +132,9 @@ class ExportOptions:
         if self.activation_clip is not None:
             _check_clip(scheme, self)
         _check_learning(self)
+        from bdq_export.option_effects import check_effects  # it knows these options
+
+        check_effects(self)
         if self.transform in PARTIAL and not self.is_per_token:
             raise UsageError(
                 f"transform {self.transform} leaves out diagonals beside online rotations, but {scheme} by "
@@ -183,6 +186,18 @@ class ExportOptions:
         bits = min(self.target_bits or FLOAT_BITS, QuantScheme.parse(self.scheme).weight_bits)
         asked = self.is_per_token or self.effort == "best"  # it takes minutes
         return self.weights == "gptq" and self.learns and asked and bits < _MANY_BITS
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything is decided on calibration text; weights that are just rounded are verified on some."""
+        rounds = self.weights == "rtn" and self.transform == "none" and self.target_bits is None
+        quantizes_inputs = self.is_per_token or QuantScheme.parse(self.scheme).kv_bits != FLOAT_BITS
+        return not rounds or self.is_static or quantizes_inputs
+
+    @property
+    def cuts_sequences(self) -> bool:
+        """Whether `seq_len` decides anything: a file is cut into sequences in any case, for verification."""
+        return self.calibrates or self.calib != "self"
 
     @property
     def samples(self) -> int:

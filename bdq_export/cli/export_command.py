@@ -47,11 +47,15 @@ def export_command(
         str | None,
         typer.Option(
             help=f"Columns that share a scale: {', '.join(map(str, BLOCK_SIZES))} or channel (a whole row). Without it "
-            "32; channel where bdq operators quantize activations for each token."
+            "32; channel where bdq operators quantize activations for each token, and always with qdq and qlinear."
         ),
     ] = None,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Without or with stored zero points (below 8 bits).")
+        bool,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Without or with stored zero points (MatMulNBits' weights of 2 and 4 bits).",
+        ),
     ] = _DEFAULTS.symmetric,
     activation_clip: Annotated[
         float | None,
@@ -67,7 +71,8 @@ def export_command(
         str,
         typer.Option(
             help=f"{', '.join(EFFORTS)}: fast learns nothing; standard learns scales where activations have 4 "
-            "bits or fewer or weights fewer than 4; best wherever weights are quantized, in more steps. With best, or "
+            "bits or fewer or weights fewer than 4; best wherever weights are quantized, in more steps, and block by "
+            "block before GPTQ where activations are rotated. With best, or "
             "where activations are quantized and scales learned, GPTQ weighs errors by what they do to the predictions."
         ),
     ] = _DEFAULTS.effort,
@@ -107,7 +112,7 @@ def export_command(
         ),
     ] = _DEFAULTS.ops,
     accuracy_level: Annotated[
-        int, typer.Option(help="Of MatMulNBits: 4 multiplies in int8 (fast), 0 in float32.")
+        int, typer.Option(help="Of MatMulNBits alone: 4 multiplies in int8 (fast), 0 in float32.")
     ] = _DEFAULTS.accuracy_level,
     full_logits: Annotated[
         bool, typer.Option("--full-logits", help="Logits of all positions, not only the last.")

@@ -47,7 +47,7 @@ class Method:
         Args:
             scheme: bits.
             seed: of every random choice.
-            shared: options of all exports of a comparison; the method's own win.
+            shared: how all exports of a comparison calibrate, if they do; the method's own options win.
 
         Raises:
             UsageError: the options refuse each other.
@@ -59,7 +59,9 @@ class Method:
             "activation_clip": self.activation_clip,
         }
         # Every file is measured, however bad it is.
-        return ExportOptions(**{**shared, **own, **self.changes, "scheme": scheme, "seed": seed, "min_top1": 0.0})
+        given = {**own, **self.changes, "scheme": scheme, "seed": seed, "min_top1": 0.0}
+        alone = ExportOptions(**given)
+        return ExportOptions(**{**shared, **given}) if alone.calibrates else alone
 
 
 _ALL = (

@@ -41,7 +41,7 @@ def with_sequence_length(options: ExportOptions, dimensions: Dimensions) -> Expo
         UsageError: `calib_seq_len` was asked for and is longer.
     """
     limit = dimensions.context_length
-    if options.seq_len <= limit:
+    if options.seq_len <= limit or not options.cuts_sequences:
         return options
     if options.calib_seq_len is not None:
         raise UsageError(f"--calib-seq-len is {options.calib_seq_len}, the model's context is {limit}; ask for less")

@@ -25,6 +25,7 @@ from bdq_export.transform import fold
 
 FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
 SMALL = {"calib_samples": 16, "calib_seq_len": 32, "block_size": 16}
+ROUNDED = {"transform": "none", "weights": "rtn", "calib_samples": None, "calib_seq_len": None}
 
 
 class Described:
@@ -102,9 +103,8 @@ def test_transforms_keep_the_float_model(family, transform, tiny_model):
 
 def test_gptq_beats_rounding_and_a_wrong_scale_does_not(tiny_model):
     tiny = tiny_model("llama")
-    options = {"transform": "none", "calib_samples": 48, "calib_seq_len": 64}
-    _, careful = run(tiny, **options)
-    _, rounded = run(tiny, weights="rtn", **options)
+    _, careful = run(tiny, transform="none", calib_samples=48, calib_seq_len=64)
+    _, rounded = run(tiny, **ROUNDED)
     good = loss_of(tiny, careful)
     assert good < 0.95 * loss_of(tiny, dataclasses.replace(rounded, held_back=careful.held_back))
     for weight in careful.quantized.values():
@@ -180,7 +180,7 @@ def test_rounding_without_transform_runs_no_calibration(tiny_model, monkeypatch)
 
     monkeypatch.setattr("bdq_export.calibration.blocks.BlockRunner.run", forbidden)
     monkeypatch.setattr("bdq_export.calibration.blocks.BlockRunner.embedded", forbidden)
-    _, result = run(tiny_model("llama"), weights="rtn", transform="none")
+    _, result = run(tiny_model("llama"), **ROUNDED)
     assert result.loss is None
     assert result.held_back.shape[0] >= 2
 
@@ -197,7 +197,7 @@ def test_keep_changes_bits(tiny_model):
 
 def test_tied_ends_take_one_width(tiny_model):
     tiny = tiny_model("llama")
-    _, result = run(tiny, transform="none", weights="rtn", keep=("lm_head=4",))
+    _, result = run(tiny, keep=("lm_head=4",), **ROUNDED)
     assert result.quantized["model.embed_tokens.weight"].spec.bits == 4
     with pytest.raises(UsageError, match="share one weight"):
         run(tiny, keep=("lm_head=4", "model.embed_tokens=8"))
@@ -221,9 +221,9 @@ def test_static_activations_get_ranges_that_cover_the_model(family, tiny_model):
 def test_static_activations_are_part_of_the_loss(tiny_model):
     tiny = tiny_model("qwen2")
     _, weight_only = run(tiny, scheme="w8a8", transform="none", calib_samples=7)
-    _, static = run(tiny, scheme="w8a8", ops="qlinear", transform="none", calib_samples=7)
+    _, static = run(tiny, scheme="w8a8", ops="qlinear", transform="none", calib_samples=7, block_size=None)
     assert static.loss > 2 * weight_only.loss
-    _, chosen = run(tiny, scheme="w8a8", ops="qlinear", calib_samples=7)
+    _, chosen = run(tiny, scheme="w8a8", ops="qlinear", calib_samples=7, block_size=None)
     assert {candidate.name for candidate in chosen.candidates} == {"none", "smooth", "bdq", "bdq-rotated"}
 
 

@@ -196,6 +196,13 @@ def test_two_sequences_suffice_for_everything_that_is_learned(options, tiny_mode
     assert told == (options["transform"] != "spin")
 
 
+def test_a_stage_of_the_effort_that_is_left_out_is_told(tiny_model, run):
+    """It is part of GPTQ, and the rest of the effort is made."""
+    result = run(tiny_model("llama"), scheme="w4a4kv4", transform="bdq", effort="best", weights="rtn")
+    assert result.learned is not None
+    assert any("leaves out the block-wise stage" in warning for warning in result.warnings)
+
+
 def test_learned_rotations_are_kept_where_they_lose_less_than_random_ones(tiny_model, run):
     tiny = tiny_model("phi3")
     options = {"scheme": "w16a4kv4", "effort": "fast"}

@@ -15,16 +15,17 @@ from bdq_models import Dimensions
 
 SMOLLM2 = Dimensions(576, 30, 9, 3, 64, 1536, 49152, True, 64, 8192, None)
 PARAMETERS = 134_515_008
-PLAIN = ExportOptions(transform="none", weights="rtn", calib_samples=32, calib_seq_len=512)
+PLAIN = ExportOptions(transform="none", weights="rtn")
+CALIBRATED = {"calib_samples": 32, "calib_seq_len": 512}
 
 
 def test_formula():
     embedding = 49152 * 576
     plain = estimate(SMOLLM2, PARAMETERS, PLAIN)
     assert plain.memory_bytes == 700_000_000 + 9 * PARAMETERS + 8 * 512 * 49152
-    gptq = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, weights="gptq"))
+    gptq = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, weights="gptq", **CALIBRATED))
     assert gptq.memory_bytes - plain.memory_bytes == 12 * 32 * 512 * 576 + 48 * 1536**2
-    folded = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, transform="auto"))
+    folded = estimate(SMOLLM2, PARAMETERS, replace(PLAIN, transform="auto", **CALIBRATED))
     assert folded.memory_bytes - plain.memory_bytes == 4 * PARAMETERS + 4 * embedding + 12 * 32 * 512 * 576
     assert plain.disk_bytes == 4 * PARAMETERS + 6 * embedding + PARAMETERS // 2 + PARAMETERS // 8 + 64_000_000
 

@@ -94,11 +94,71 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"scheme": "w8a8", "ops": "qdq", "transform": "kronecker"},
         {"scheme": "w4a4kv4", "transform": "kronecker", "weights": "rtn"},
         {"scheme": "w4a4kv4", "transform": "kronecker", "effort": "fast", "activation_clip": 0.9},
+        {"scheme": "w8a8", "ops": "qdq", "block_size": 32},
+        {"scheme": "w8a8", "ops": "qlinear", "block_size": 64},
+        {"scheme": "w16a4", "block_size": 64},
+        {"scheme": "w8a8", "ops": "qdq", "symmetric": False},
+        {"scheme": "w16a16", "symmetric": False, "keep": ("lm_head=8",)},
+        {"scheme": "w4a4kv4", "accuracy_level": 0},
+        {"scheme": "w4a16", "ops": "bdq", "accuracy_level": 1, "keep": ("lm_head=4",)},
+        {"scheme": "w8a8", "ops": "qlinear", "accuracy_level": 0},
+        {"scheme": "w16a16", "accuracy_level": 0},
+        {"transform": "none", "weights": "rtn", "calib_samples": 24},
+        {"transform": "none", "weights": "rtn", "calib_samples": 24, "calib": "text.txt"},
+        {"transform": "none", "weights": "rtn", "calib_seq_len": 512},
+        {"scheme": "w4a8", "transform": "none", "weights": "rtn", "calib_samples": 24},  # int8 inside of MatMulNBits
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ExportOptions(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scheme": "w8a8", "ops": "qdq", "block_size": 0},  # one scale a row, as asked
+        {"scheme": "w4a4", "block_size": 64},
+        {"scheme": "w16a4", "block_size": 64, "keep": ("lm_head=8",)},
+        {"symmetric": False},
+        {"scheme": "w4a16kv4", "symmetric": False},
+        {"scheme": "w16a16", "symmetric": False, "keep": ("lm_head=4",)},
+        {"scheme": "w8a16", "symmetric": False},  # documented to have none at 8 bits
+        {"accuracy_level": 0},
+        {"scheme": "w3a16", "accuracy_level": 0, "keep": ("lm_head=4",)},
+        {"transform": "none", "weights": "rtn", "calib_seq_len": 64, "calib": "text.txt"},
+        {"transform": "none", "weights": "rtn", "calib_samples": 24, "target_bits": 4.0},
+        {"scheme": "w4a4", "transform": "none", "weights": "rtn", "calib_samples": 24},
+        {"scheme": "w4a16kv4", "transform": "none", "weights": "rtn", "calib_samples": 24},
+        {"scheme": "w8a8", "ops": "qdq", "transform": "none", "weights": "rtn", "calib_samples": 24},
+    ],
+)
+def test_options_that_do_something_are_taken(change: dict[str, object]) -> None:
+    ExportOptions(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {"scheme": "w8a8", "ops": "qdq", "block_size": 32},
+            "--block-size: weights of static --ops qdq have one scale",
+        ),
+        ({"scheme": "w8a8", "ops": "qdq", "symmetric": False}, "--asymmetric: w8a8 by qdq has no weights with zero"),
+        (
+            {"scheme": "w4a4", "accuracy_level": 0},
+            "--accuracy-level is of MatMulNBits, but there is none in w4a4 by bdq",
+        ),
+        (
+            {"transform": "none", "weights": "rtn", "calib_samples": 24},
+            "--calib-samples: --transform none --weights rtn calibrates nothing at w4a16; leave it out",
+        ),
+    ],
+)
+def test_one_line_says_which_option_does_nothing(change: dict[str, object], line: str) -> None:
+    with pytest.raises(UsageError, match=line) as refusal:
+        ExportOptions(**change)  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 Refused = Callable[..., str]
 
-PLAIN = ("--transform", "none", "--weights", "rtn", "--calib-samples", "2", "--calib-seq-len", "32", "--min-top1", "0")
+PLAIN = ("--transform", "none", "--weights", "rtn", "--min-top1", "0")
 USAGE, UNSUPPORTED, INVALID, RESOURCES = 2, 3, 4, 5
 
 

@@ -15,7 +15,7 @@ from bdq_export.cli.output import print_result
 
 Bdq = Callable[..., Any]
 
-PLAIN = ("--transform", "none", "--weights", "rtn", "--calib-samples", "2", "--calib-seq-len", "32", "--min-top1", "0")
+PLAIN = ("--transform", "none", "--weights", "rtn", "--min-top1", "0")
 TIMES = {"bdq_report.json", "report.html"}
 
 

@@ -90,7 +90,7 @@ def test_two_methods_and_two_seeds(
 
 
 def test_a_failed_row_is_recorded_and_tried_again(sources: Path, task: Path, tmp_path: Path) -> None:
-    settings = {**QUICK, "tasks": [task], "methods": ["rtn", "diag"], "schemes": ["w4a4", "w4a16"], "seeds": [0]}
+    settings = {**QUICK, "tasks": [task], "methods": ["gptq", "diag"], "schemes": ["w4a4", "w4a16"], "seeds": [0]}
     calib = tmp_path / "calib.txt"
     calib.write_text("short")
     out = tmp_path / "out"
@@ -99,11 +99,11 @@ def test_a_failed_row_is_recorded_and_tried_again(sources: Path, task: Path, tmp
     assert "no such rotations" in str(result.rows[3].error)
     assert result.measured == tuple(row.place for row in result.rows[:3])
     calib.write_text("A longer text that calibration can use. " * 20)
-    result = compare(sources / "model", out, calib=str(calib), **{**settings, "methods": ["rtn"]})
+    result = compare(sources / "model", out, calib=str(calib), **{**settings, "methods": ["gptq"]})
     assert [row.error is None for row in result.rows] == [True, False, True, False]
     assert "perplexity" not in result.rows[0].figures
     assert "pairs.accuracy" in result.rows[0].figures
-    assert "| w4a4 | rtn | 1 |" in (out / "compare.md").read_text()
+    assert "| w4a4 | gptq | 1 |" in (out / "compare.md").read_text()
 
 
 def test_another_chat_template_is_refused(

@@ -17,6 +17,7 @@ from bdq_export import export
 from bdq_export.errors import UsageError, VerificationError
 
 QUICK: dict[str, Any] = {"calib_samples": 4, "calib_seq_len": 48, "min_top1": 0.0}
+PLAIN: dict[str, Any] = {"transform": "none", "weights": "rtn", "min_top1": 0.0}
 FAMILIES = ("llama", "llama3", "llama_biases", "mistral", "qwen2", "qwen3", "phi3")
 
 ModelDir = Callable[..., Path]
@@ -98,7 +99,7 @@ def test_the_same_input_and_seed_give_the_same_bytes(model_dir: ModelDir, tmp_pa
 def test_the_folder_says_everything_and_leaks_no_path(model_dir: ModelDir, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "name.onnx"
     out.parent.mkdir()
-    export(model_dir("llama"), out, transform="none", weights="rtn", **QUICK)
+    export(model_dir("llama"), out, **PLAIN)
     names = {path.name for path in out.parent.iterdir()}
     assert names == {
         "README.md", "SHA256SUMS", "bdq_config.json", "bdq_report.json", "config.json", "genai_config.json",
@@ -133,10 +134,8 @@ def test_keep_changes_the_bits_of_what_it_names(model_dir: ModelDir, tmp_path: P
     result = export(
         model_dir("llama3"),
         tmp_path / "out",
-        transform="none",
-        weights="rtn",
         keep=("model.layers.0.self_attn.v_proj=8", "model.layers.1.mlp.*=16"),
-        **QUICK,
+        **PLAIN,
     )
     model = onnx.load(result.paths[0], load_external_data=False)
     bits = {
@@ -151,7 +150,7 @@ def test_keep_changes_the_bits_of_what_it_names(model_dir: ModelDir, tmp_path: P
 
 
 def test_dump_writes_the_graph_after_each_pass(model_dir: ModelDir, tmp_path: Path) -> None:
-    export(model_dir("llama"), tmp_path / "out", transform="none", weights="rtn", dump=tmp_path / "dump", **QUICK)
+    export(model_dir("llama"), tmp_path / "out", dump=tmp_path / "dump", **PLAIN)
     names = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert names[0] == "00-annotate-linears.txt"
     assert names[-1].endswith("strip-metadata.txt")
@@ -160,16 +159,16 @@ def test_dump_writes_the_graph_after_each_pass(model_dir: ModelDir, tmp_path: Pa
 
 def test_an_existing_output_needs_force(model_dir: ModelDir, tmp_path: Path) -> None:
     directory = model_dir("llama")
-    export(directory, tmp_path / "out", transform="none", weights="rtn", **QUICK)
+    export(directory, tmp_path / "out", **PLAIN)
     with pytest.raises(UsageError, match="--force"):
-        export(directory, tmp_path / "out", transform="none", weights="rtn", **QUICK)
-    export(directory, tmp_path / "out", transform="none", weights="rtn", force=True, **QUICK)
+        export(directory, tmp_path / "out", **PLAIN)
+    export(directory, tmp_path / "out", force=True, **PLAIN)
 
 
 def test_logits_of_a_left_padded_batch_are_refused(model_dir: ModelDir, tmp_path: Path) -> None:
     import onnxruntime as ort
 
-    result = export(model_dir("llama"), tmp_path / "out", transform="none", weights="rtn", **QUICK)
+    result = export(model_dir("llama"), tmp_path / "out", **PLAIN)
     session = ort.InferenceSession(result.paths[0], providers=["CPUExecutionProvider"])
     feeds: dict[str, Any] = {
         value.name: np.zeros((2, value.shape[1], 0, value.shape[3]), np.float32)

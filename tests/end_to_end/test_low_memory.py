@@ -17,6 +17,7 @@ from bdq_export.scratch import Scratch
 PEAK = Path(__file__).parents[1] / "helpers" / "export_peak.py"
 
 SMALL = {"calib_samples": 4, "calib_seq_len": 32, "min_top1": 0.0}
+ROUNDED = {"transform": "none", "weights": "rtn", "calib_samples": None, "calib_seq_len": None}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def _slow(family, options):
         _slow("gemma3", {"scheme": "w4a8kv4", "effort": "fast"}),
         _slow("llama_biases", {"scheme": "w3a8", "effort": "fast", "target_bits": 3.5}),
         ("qwen3", {"scheme": "w8a8", "ops": "qdq"}),
-        ("mistral", {"scheme": "w4a16", "transform": "none", "weights": "rtn"}),
+        ("mistral", {"scheme": "w4a16", **ROUNDED}),
         ("llama", {"scheme": "w4a4kv4"}),
         _slow("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
         _slow("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
@@ -67,7 +68,7 @@ def test_blocks_are_streamed_where_asked_and_where_memory_is_short(model_dir, tm
     directory, streamed = model_dir("llama"), []
     real = float_model.stream
     monkeypatch.setattr(float_model, "stream", lambda *found: streamed.append(True) or real(*found))
-    quick = {**SMALL, "transform": "none", "weights": "rtn", "calib_seq_len": 32}
+    quick = {**SMALL, **ROUNDED}
     export(directory, tmp_path / "whole", **quick)
     assert not streamed
     export(directory, tmp_path / "asked", low_memory=True, **quick)

@@ -57,6 +57,17 @@ def test_options_follow_a_method() -> None:
     assert options == expected
 
 
+def test_what_calibrates_nothing_does_without_the_options_of_calibration() -> None:
+    shared = {"calib": "text.txt", "calib_samples": 7, "calib_seq_len": 64}
+    plain, rounded, gptq = (METHODS[name].options("w4a16", 0, shared) for name in ("rtn", "hadamard-rtn", "gptq"))
+    assert (plain.calibrates, plain.calib, plain.calib_samples, plain.calib_seq_len) == (False, "self", None, None)
+    for options in (rounded, gptq, METHODS["rtn"].options("w4a4kv4", 0, shared)):
+        assert options.calibrates
+        assert {name: getattr(options, name) for name in shared} == shared
+    with pytest.raises(UsageError, match="--calib-samples: --transform none --weights rtn calibrates nothing"):
+        parse_method("rtn+calib_samples=5").options("w4a16", 0, shared)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -22,6 +22,11 @@ def test_calibration_sequences_fit_the_context(asked, context, length, make_tiny
     assert with_sequence_length(options, of_context(make_tiny_config, context)).seq_len == length
 
 
+def test_where_nothing_is_cut_no_length_is_given(make_tiny_config):
+    options = ExportOptions(transform="none", weights="rtn")
+    assert with_sequence_length(options, of_context(make_tiny_config, 256)) == options
+
+
 def test_longer_ones_are_refused(make_tiny_config):
     with pytest.raises(UsageError, match="--calib-seq-len is 257, the model's context is 256; ask for less"):
         with_sequence_length(ExportOptions(calib_seq_len=257), of_context(make_tiny_config, 256))
