@@ -15,8 +15,8 @@ ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores 
 def eval_command(
     model: ModelArgument,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text: perplexity in windows of --seq-len.")] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens of a window.")] = 1024,
-    max_windows: Annotated[int | None, typer.Option(help="Stop after so many windows.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a window of the text.", show_default="1024")] = None,
+    max_windows: Annotated[int | None, typer.Option(help="Stop after so many windows of the text.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="MODEL_DIR: adds the float model's perplexity, KL and top-1 agreement.")
     ] = None,

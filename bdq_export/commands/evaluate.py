@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from bdq_runtime.tokenizer import TextTokenizer
 
 
+SEQ_LEN = 1024
+"""Tokens of a window, unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class EvaluateResult:
     """Quality of a model.
@@ -54,7 +58,7 @@ class EvaluateResult:
 def evaluate(
     model: str | Path,
     text: str | Path | None = None,
-    seq_len: int = 1024,
+    seq_len: int | None = None,
     max_windows: int | None = None,
     reference: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
@@ -66,7 +70,7 @@ def evaluate(
     Args:
         model: `OUT.onnx`, or a folder that holds `model.onnx`, with its tokenizer beside it.
         text: UTF-8 file; perplexity is taken over windows that do not overlap, their first token unscored.
-        seq_len: tokens of a window.
+        seq_len: tokens of a window; None is 1024.
         max_windows: stop after so many; None reads the whole text.
         reference: the float model (a folder, a `.gguf` file or a hub id); adds its perplexity, the KL divergence
             from it and top-1 agreement with it. Needs `bdq-export[export]`.
@@ -75,11 +79,12 @@ def evaluate(
         progress: shows and times the stages.
 
     Raises:
-        UsageError: nothing to measure, an option out of range, or a reference without a text.
+        UsageError: nothing to measure, an option out of range, or what is for a text without one.
         InvalidInputError: a file that is missing, empty, not text, too short or malformed.
         MissingDependencyError: a reference, and torch is not installed.
     """
     _check_options(text, seq_len, max_windows, reference, tasks, threads)
+    tokens = SEQ_LEN if seq_len is None else seq_len
     from bdq_export.progress import QuietProgress
     from bdq_runtime.perplexity import windows_of
     from bdq_runtime.tasks import load_rows
@@ -91,12 +96,12 @@ def evaluate(
     with ExitStack() as stack:
         loaded, tokenizer = _open(model, threads)
         beginning = tokenizer.beginning()
-        if loaded.context_length is not None and text is not None and seq_len > loaded.context_length:
-            raise UsageError(f"--seq-len is {seq_len}, the model's context is {loaded.context_length}; ask for less")
+        if loaded.context_length is not None and text is not None and tokens > loaded.context_length:
+            raise UsageError(f"--seq-len is {tokens}, the model's context is {loaded.context_length}; ask for less")
         windows = None
         if content is not None:
             with invalid_input():
-                windows = windows_of(tokenizer.encode(content), seq_len, max_windows, beginning)
+                windows = windows_of(tokenizer.encode(content), tokens, max_windows, beginning)
         float_model = None if reference is None else _load_reference(reference, stack)
         start = time.perf_counter()
         measured = None if windows is None else _measure(loaded, windows, float_model, shown)
@@ -115,7 +120,7 @@ def evaluate(
 
 def _check_options(
     text: str | Path | None,
-    seq_len: int,
+    seq_len: int | None,
     max_windows: int | None,
     reference: str | Path | None,
     tasks: Sequence[str | Path],
@@ -128,6 +133,9 @@ def _check_options(
         raise UsageError("nothing to evaluate; give --text FILE, --tasks FILE.jsonl, or both")
     if text is None and reference is not None:
         raise UsageError("--reference is compared on a text; give --text FILE too")
+    for name, value in (("--seq-len", seq_len), ("--max-windows", max_windows)):
+        if text is None and value is not None:
+            raise UsageError(f"{name} cuts a text into windows, but there is none; give --text FILE, or leave it out")
 
 
 def _open(model: str | Path, threads: int | None) -> tuple[LanguageModel, TextTokenizer]:

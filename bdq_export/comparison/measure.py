@@ -67,8 +67,8 @@ def measure_export(
     found = evaluate(
         folder,
         text=evaluation.text,
-        seq_len=evaluation.seq_len,
-        max_windows=evaluation.max_windows,
+        seq_len=None if evaluation.text is None else evaluation.seq_len,
+        max_windows=None if evaluation.text is None else evaluation.max_windows,
         reference=None if evaluation.text is None else model_dir,
         tasks=evaluation.tasks,
         threads=evaluation.threads,

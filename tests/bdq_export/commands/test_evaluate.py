@@ -106,6 +106,9 @@ def test_missing_files(tiny_decoder: Callable[..., Path], text: Path, tmp_path: 
     [
         ({"text": None}, "nothing to evaluate"),
         ({"text": None, "tasks": ["t.jsonl"], "reference": "dir"}, "--reference is compared on a text"),
+        ({"text": None, "tasks": ["t.jsonl"], "seq_len": 1024}, "--seq-len cuts a text into windows"),
+        ({"text": None, "tasks": ["t.jsonl"], "max_windows": 3}, "--max-windows cuts a text into windows"),
+        ({}, "--seq-len is 1024, the model's context is 256"),
         ({"seq_len": 1}, "--seq-len is 1"),
         ({"seq_len": 1000}, "the model's context is 256"),
         ({"max_windows": 0}, "--max-windows is 0"),
