@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from bdq_export.errors import BdqError, PeerFailedError, exit_code_of
+from bdq_export.errors import BdqError, PeerFailedError, UsageError, exit_code_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,6 +187,20 @@ def wait() -> None:
     """Go on when all processes are here."""
     if _group.size > 1:
         total(0.0)
+
+
+def refuse_several(command: str) -> None:
+    """Refuse to run `command` in each of several processes.
+
+    All of them say so: they have not met, and torchrun ends the others as soon as one has ended.
+
+    Raises:
+        UsageError: torchrun started more than one.
+    """
+    if _described():
+        raise UsageError(
+            f"{command} is for one process, but torchrun started {os.environ['WORLD_SIZE']}; start it without torchrun"
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bdq_export
+from bdq_export import parallel
 from bdq_export.commands.evaluate import read_text
 from bdq_export.commands.runtime_errors import invalid_input, require_at_least
 from bdq_export.comparison.methods import DEFAULT, Method, parse_method
@@ -141,13 +142,15 @@ def compare(
         progress: shows the stages, instead of the default one.
 
     Raises:
-        UsageError: an unknown method or scheme, options that every scheme refuses, or rows that are not comparable.
+        UsageError: an unknown method or scheme, options that every scheme refuses, rows that are not comparable, or
+            several processes.
         BdqError: the model, the text or a task cannot be used. What goes wrong with one export is in its row.
     """
     from bdq_export.commands.export import require_packages
     from bdq_export.comparison.measure import Evaluation
     from bdq_export.preflight import check_separate
 
+    parallel.refuse_several("bdq compare")
     require_packages()
     require_at_least("--seq-len", seq_len, 2)
     require_at_least("--max-windows", max_windows, 1)

@@ -156,6 +156,17 @@ def test_what_cannot_be_meant_is_refused_at_once(
     assert words in line
 
 
+def test_several_processes_would_write_one_folder(
+    refused: Callable[..., str], sources: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    line = refused(2, "compare", sources / "model", "--out", tmp_path / "out", "--text", text, *FLAGS)
+    assert "bdq compare is for one process, but torchrun started 2" in line
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "nothing to measure" in refused(2, "compare", sources / "model", "--out", tmp_path / "out")
+
+
 def test_bad_input_is_refused_at_once(refused: Callable[..., str], sources: Path, text: Path, tmp_path: Path) -> None:
     start = ["compare", sources / "model", "--out", tmp_path / "out"]
     assert "nothing to measure" in refused(2, *start)
