@@ -10,7 +10,7 @@ import typer
 
 from bdq_export.cli.model_commands import JsonOption, ThreadsOption
 from bdq_export.comparison.methods import DEFAULT, METHODS
-from bdq_export.errors import UsageError
+from bdq_export.errors import BdqError, UsageError
 from bdq_export.options import MAX_SEED, ExportOptions
 
 _DEFAULTS = ExportOptions()
@@ -57,8 +57,9 @@ def compare_command(
     """Export by many methods, schemes and seeds, and measure every file in the same way, in one table.
 
     Lists end at the next option: --schemes w4a4kv4 w4a16 --seeds 0 1 2; commas do too, but for tasks. Rows that OUT has
-    with the same options are not measured again, those with other options are replaced, failed ones are tried again;
-    another model, tokenizer, text or task is refused.
+    with the same options are not measured again, those with other options are replaced once there are new figures,
+    failed ones are tried again; another model, tokenizer, text or task is refused. Exit code 1 where every export of
+    this run failed.
     """
     from bdq_export.cli.output import print_result
     from bdq_export.commands.compare import compare
@@ -81,6 +82,9 @@ def compare_command(
         quiet=quiet,
     )
     print_result(result.to_dict(), result.render(), as_json)
+    if result.all_failed:
+        first = result.failed[0].error
+        raise BdqError(f"none of the {len(result.measured)} exports of this run was measured; the first: {first}")
 
 
 def _split(values: list[str] | None, default: Sequence[str]) -> list[str]:

@@ -47,12 +47,14 @@ class CompareResult:
     Attributes:
         folder: with `compare.json` and `compare.md`.
         comparison: all rows that the folder has.
-        measured: places (scheme, method, seed) that this run has exported; the others were there.
+        measured: places (scheme, method, seed) that this run has exported, or tried to; the others were there.
+        failed: what went wrong in this run. A failure is a row of `comparison` only where there were no figures before.
     """
 
     folder: Path
     comparison: Comparison
     measured: tuple[tuple[str, str, int], ...]
+    failed: tuple[Row, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -64,10 +66,20 @@ class CompareResult:
         """Mean and spread over seeds."""
         return summarize(self.comparison.rows)
 
+    @property
+    def all_failed(self) -> bool:
+        """Whether this run tried to measure something, and got nothing."""
+        return bool(self.measured) and set(self.measured) <= {row.place for row in self.failed}
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
         paths = [str(self.folder / name) for name in (JSON_NAME, MARKDOWN_NAME)]
-        return {"paths": paths, "measured": [list(place) for place in self.measured], **self.comparison.to_dict()}
+        return {
+            "paths": paths,
+            "measured": [list(place) for place in self.measured],
+            "failed": [{"place": list(row.place), "error": row.error} for row in self.failed],
+            **self.comparison.to_dict(),
+        }
 
     def render(self) -> RenderableType:
         """A table for people."""
@@ -80,8 +92,10 @@ class CompareResult:
         table = Table(*titles, title=self.comparison.model)
         for line in lines:
             table.add_row(*line)
-        failed = [f"{row.scheme}, {row.method}, seed {row.seed}: {row.error}" for row in self.rows if row.error]
-        return Group(table, *failed, str(self.folder / MARKDOWN_NAME))
+        failed = {row.place: f"{_named(row)}: {row.error}" for row in self.rows if row.error}
+        for row in self.failed:
+            failed.setdefault(row.place, f"{_named(row)}: {row.error} (the row is of earlier options)")
+        return Group(table, *failed.values(), str(self.folder / MARKDOWN_NAME))
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,8 @@ def compare(
     """Export a model by each method, scheme and seed, and measure every file in the same way.
 
     A row that `out` already has with the same options and version is not measured again; with other options it is, and
-    replaced; a failed one is tried again. Rows of another model, tokenizer, text or tasks are refused.
+    replaced once there are new figures; a failed one is tried again. Rows of another model, tokenizer, text or tasks
+    are refused.
 
     Args:
         model_dir: Hugging Face directory (safetensors), hub id, or .gguf file.
@@ -144,7 +159,7 @@ def compare(
     Raises:
         UsageError: an unknown method or scheme, options that every scheme refuses, rows that are not comparable, or
             several processes.
-        BdqError: the model, the text or a task cannot be used. What goes wrong with one export is in its row.
+        BdqError: the model, the text or a task cannot be used. What goes wrong with one export is in `failed`.
     """
     from bdq_export.commands.export import require_packages
     from bdq_export.comparison.measure import Evaluation
@@ -167,21 +182,24 @@ def compare(
     empty = _checked(model_dir, evaluation, [job.options for job in jobs if job.options is not None])
     _make(folder)
     comparison = open_comparison(folder, empty)
-    measured = []
+    measured, failed = [], []
     shown = progress or make_progress(quiet)
     with shown.stage("compare", total=len(jobs)) as stage:
         for job, key in zip(jobs, keys, strict=True):
             before = comparison.row_at(job.place)
             if before is None or before.key != key or before.error is not None:
                 row = _measure(job, key, model_dir, folder, evaluation, keep_exports, shown)
-                comparison = comparison.with_row(row)
-                save(folder, comparison)
+                if row.error is not None:
+                    failed.append(row)
+                if row.error is None or before is None or before.error is not None:  # else the figures stay
+                    comparison = comparison.with_row(row)
+                    save(folder, comparison)
                 if job.options is not None:
                     measured.append(job.place)
             stage.advance()
     with suppress(OSError):  # not empty: exports are kept
         (folder / EXPORTS).rmdir()
-    return CompareResult(folder, comparison, tuple(measured))
+    return CompareResult(folder, comparison, tuple(measured), tuple(failed))
 
 
 def _jobs(
@@ -241,6 +259,10 @@ def _check_windows(checkpoint: Checkpoint, content: str, evaluation: Evaluation)
     with invalid_input():
         tokenizer = TextTokenizer(checkpoint.directory)
         windows_of(tokenizer.encode(content), evaluation.seq_len, evaluation.max_windows, tokenizer.beginning())
+
+
+def _named(row: Row) -> str:
+    return f"{row.scheme}, {row.method}, seed {row.seed}"
 
 
 def _make(folder: Path) -> None:

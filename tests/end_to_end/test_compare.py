@@ -106,6 +106,52 @@ def test_a_failed_row_is_recorded_and_tried_again(sources: Path, task: Path, tmp
     assert "| w4a4 | gptq | 1 |" in (out / "compare.md").read_text()
 
 
+def test_figures_stay_until_there_are_new_ones(
+    sources: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(value: float) -> Callable[..., Any]:
+        return lambda *_: ("none", {"pairs.accuracy": value})
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("no export today")
+
+    place, settings = "bdq_export.comparison.measure.measure_export", {**QUICK, "tasks": [task], "schemes": ["w4a4"]}
+    found = []
+    for samples, export in ((4, measured(0.5)), (5, broken), (5, measured(1.0))):
+        monkeypatch.setattr(place, export)
+        result = compare(sources / "model", tmp_path / "out", methods=["rtn"], **{**settings, "calib_samples": samples})
+        stored = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+        assert [row["figures"] for row in stored] == [row.figures for row in result.rows]
+        found.append((result.rows[0].figures, len(result.measured), result.all_failed))
+    assert found == [
+        ({"pairs.accuracy": 0.5}, 1, False),
+        ({"pairs.accuracy": 0.5}, 1, True),
+        ({"pairs.accuracy": 1.0}, 1, False),
+    ]
+
+
+def test_a_run_without_any_figures_ends_with_an_error(
+    bdq: Callable[..., Any], sources: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(_model: Any, _folder: Path, options: Any, *_: Any) -> Any:
+        if options.weights == "gptq":
+            raise ValueError("no export today")
+        return "none", {"pairs.accuracy": 1.0}
+
+    monkeypatch.setattr("bdq_export.comparison.measure.measure_export", export)
+    arguments = ["compare", sources / "model", "--out", tmp_path / "out", "--tasks", task, "--schemes", "w4a4"]
+    outcome = bdq(*arguments, "--methods", "gptq", "--seeds", "0", "1", "--json")
+    assert outcome.code == 1
+    assert outcome.errors == [
+        "error: none of the 2 exports of this run was measured; the first: unexpected ValueError: no export today"
+    ]
+    assert [row["place"][1:] for row in json.loads(outcome.out)["failed"]] == [["gptq", 0], ["gptq", 1]]
+    some = bdq(*arguments, "--methods", "gptq", "rtn")
+    assert some.code == 0
+    assert "w4a4, gptq, seed 0: unexpected ValueError: no export today" in " ".join(some.out.split())
+    assert bdq(*arguments, "--methods", "rtn").code == 0, "nothing was left to do"
+
+
 def test_another_chat_template_is_refused(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
