@@ -83,7 +83,7 @@ _ALL = (
     Method("bdq-learned", "bdq, then diagonals, scales and clips learned end to end", "bdq", effort="standard"),
 )
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
-DEFAULT = ("rtn", "gptq", "smooth", "hadamard", "spin", "diag", "bdq", "bdq-learned")
+DEFAULT = ("rtn", "gptq", "smooth", "hadamard", "spin", "diag-before", "diag", "bdq", "bdq-learned")
 
 
 def parse_method(text: str) -> Method:
