@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bdq_export.cli.model_commands import JsonOption, ThreadsOption
-from bdq_export.comparison.methods import DEFAULT, METHODS
+from bdq_export.comparison.methods import DEFAULT, METHODS, split_list
 from bdq_export.errors import BdqError, UsageError
 from bdq_export.options import MAX_SEED, ExportOptions
 
@@ -25,7 +24,8 @@ def compare_command(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Some of {', '.join(METHODS)}. Options of bdq export may follow one: bdq-learned+loss=rce.",
+            help=f"Some of {', '.join(METHODS)}. Options of bdq export may follow one: "
+            "bdq-learned+loss=rce; write \\+ and \\, for a + and a comma inside of a value.",
             show_default=" ".join(DEFAULT),
         ),
     ] = None,
@@ -67,9 +67,9 @@ def compare_command(
     result = compare(
         model_dir,
         out,
-        schemes=_split(schemes, ("w4a4kv4",)),
-        methods=_split(methods, DEFAULT),
-        seeds=[_seed(value) for value in _split(seeds, ("0",))],
+        schemes=split_list(schemes or ("w4a4kv4",)),
+        methods=split_list(methods or DEFAULT),
+        seeds=[_seed(value) for value in split_list(seeds or ("0",))],
         text=text,
         seq_len=seq_len,
         max_windows=max_windows,
@@ -85,10 +85,6 @@ def compare_command(
     if result.all_failed:
         first = result.failed[0].error
         raise BdqError(f"none of the {len(result.measured)} exports of this run was measured; the first: {first}")
-
-
-def _split(values: list[str] | None, default: Sequence[str]) -> list[str]:
-    return [part for value in (default if values is None else values) for part in value.split(",") if part]
 
 
 def _seed(text: str) -> int:

@@ -1,20 +1,22 @@
 """Methods of quantization as sets of export options: what has rivals, and the parts of BDQ one by one.
 
     bdq-learned+loss=rce+loss_target=label      a method with options of `bdq export` changed
+    bdq+calib=c\\+\\+.txt                      a + inside of a value; as \\, a comma in a list of methods
 
 Nothing is learned unless the method says so.
 """
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bdq_export.errors import UsageError
-from bdq_export.options import ExportOptions
+from bdq_export.options import ExportOptions, parse_block_size
 
 _SET_BY_COMPARE = ("scheme", "seed", "min_top1")
 
@@ -86,26 +88,38 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 DEFAULT = ("rtn", "gptq", "smooth", "hadamard", "spin", "diag-before", "diag", "bdq", "bdq-learned")
 
 
+def split_list(texts: Sequence[str]) -> list[str]:
+    """The parts between commas of each of `texts`; a comma behind a backslash is none, and stays as it is."""
+    return [part for text in texts for part in re.split(r"(?<!\\),", text) if part]
+
+
 def parse_method(text: str) -> Method:
     """The method that `NAME[+option=value ...]` names, called by all of `text`.
 
     Raises:
         UsageError: an unknown name or option, or a value of a wrong type.
     """
-    name, *changes = text.split("+")
+    name, *changes = re.split(r"(?<!\\)\+", text)
     if name not in METHODS:
-        raise UsageError(f"method {name!r} is unknown, expected one of {', '.join(METHODS)}")
+        raise UsageError(
+            f"method {name!r} is unknown, expected one of {', '.join(METHODS)}; write \\, for a comma inside of a value"
+        )
     found = METHODS[name]
     return replace(found, name=text, changes=dict(_change(text, change) for change in changes)) if changes else found
 
 
 def _change(method: str, text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
+    name, separator, value = re.sub(r"\\([+,])", r"\1", text).partition("=")
     name = name.replace("-", "_")
     hints = typing.get_type_hints(ExportOptions)
     known = [each.name for each in fields(ExportOptions) if each.name not in _SET_BY_COMPARE]
     if not separator or name not in known:
-        raise UsageError(f"method {method!r}: {text!r} is not OPTION=VALUE with OPTION one of {', '.join(known)}")
+        raise UsageError(
+            f"method {method!r}: {text!r} is not OPTION=VALUE with OPTION one of {', '.join(known)}; "
+            "write \\+ for a + inside of a value"
+        )
+    if name == "block_size" and value == "channel":
+        return name, parse_block_size(value)
     try:
         return name, _value(hints[name], value)
     except ValueError:

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from bdq_export.cli.list_options import LISTS, written_out
-from bdq_export.comparison.methods import DEFAULT, METHODS, parse_method
+from bdq_export.comparison.methods import DEFAULT, METHODS, parse_method, split_list
 from bdq_export.errors import UsageError
 from bdq_export.options import ExportOptions
 
@@ -73,6 +73,16 @@ def test_what_calibrates_nothing_does_without_the_options_of_calibration() -> No
         parse_method("rtn+calib_samples=5").options("w4a16", 0, shared)
 
 
+def test_signs_that_part_methods_and_options_may_be_inside_of_a_value() -> None:
+    given = ["rtn,bdq+calib=a\\+b\\,c.txt+keep=*.v_proj=8\\,lm_head=4", "gptq+block_size=channel"]
+    rtn, text, blocks = split_list(given)
+    assert rtn == "rtn"
+    assert parse_method(text).changes == {"calib": "a+b,c.txt", "keep": ("*.v_proj=8", "lm_head=4")}
+    assert parse_method(text).name == text
+    options = parse_method(blocks).options("w4a16", 0, SHARED)
+    assert (options.block_size, options.scale_block) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -83,6 +93,9 @@ def test_what_calibrates_nothing_does_without_the_options_of_calibration() -> No
         ("bdq+scheme=w4a16", "OPTION one of"),
         ("bdq+seed=1", "OPTION one of"),
         ("bdq+min_top1=0.5", "OPTION one of"),
+        ("bdq+calib=a+b.txt", r"'b.txt' is not OPTION=VALUE"),
+        ("bdq+calib=a+b.txt", r"write \+ for a + inside of a value"),
+        ("b.txt", r"write \, for a comma inside of a value"),
         ("bdq+symmetric=yes", "expected true or false"),
         ("bdq+block_size=big", "block_size is 'big', expected int"),
     ],
