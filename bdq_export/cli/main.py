@@ -25,6 +25,7 @@ _EPILOG = (
     "5 not enough RAM or disk, 6 verification below threshold (files kept, marked), "
     "7 missing optional package, 130 interrupted."
 )
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 # Typer carries its own copy of click since 0.2x and depended on click before: take the class from where it is.
@@ -80,13 +81,25 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _log_level() -> str:
+    """What BDQ_LOG_LEVEL asks for.
+
+    Raises:
+        UsageError: no such level.
+    """
+    given = os.environ.get("BDQ_LOG_LEVEL") or "warning"
+    if given.lower() not in _LOG_LEVELS:
+        raise UsageError(f"BDQ_LOG_LEVEL is {given!r}, expected one of {', '.join(_LOG_LEVELS)}")
+    return given.upper()
+
+
 def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
-    logging.basicConfig(level=os.environ.get("BDQ_LOG_LEVEL", "WARNING").upper(), stream=sys.stderr)
     # Importing torch and transformers makes millions of objects that stay: collecting every 700 of them takes a fifth
     # of the time of a quick export.
     gc.set_threshold(100_000, 50, 50)
     command = typer.main.get_command(app)
     try:
+        logging.basicConfig(level=_log_level(), stream=sys.stderr)
         with resource_errors():
             result = command.main(args=arguments, standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing

@@ -185,6 +185,12 @@ def test_missing_arguments(arguments: list[str], refused: Refused) -> None:
     assert "--help" in refused(USAGE, *arguments)
 
 
+@pytest.mark.parametrize("level", ["loud", "10"])
+def test_a_log_level_that_is_none(level: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDQ_LOG_LEVEL", level)
+    assert f"BDQ_LOG_LEVEL is '{level}', expected one of debug, info" in refused(USAGE, "inspect", "model")
+
+
 def test_no_arguments_are_a_wish_for_help(bdq: Callable[..., Any], bdq_export_command: Callable[..., Any]) -> None:
     for command, word in ((bdq, "inspect"), (bdq_export_command, "--scheme")):
         outcome = command()
