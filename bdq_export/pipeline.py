@@ -167,6 +167,7 @@ def _dynamic(
         InsertTokenQuantizationPass,
         LowerToGatedLowBitLinearPass,
         LowerToLowBitLinearPass,
+        MergeLowBitLinearsPass,
     )
 
     parts = _parts_of_linears(model)
@@ -178,6 +179,7 @@ def _dynamic(
         InsertTokenQuantizationPass(activations=quantization.activations_of(parts)),
         LowerToGatedLowBitLinearPass(expected=len(gated), everything=everything),
         LowerToLowBitLinearPass(everything=everything),
+        MergeLowBitLinearsPass(),
     ]
 
 

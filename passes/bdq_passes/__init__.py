@@ -20,6 +20,7 @@ from bdq_passes.lower_to_matmul_nbits import LowerToMatMulNBitsPass
 from bdq_passes.lower_to_panel_gather import LowerToPanelGatherPass
 from bdq_passes.lower_to_qlinear_matmul import LowerToQLinearMatMulPass
 from bdq_passes.merge_gate_up import MergeGateUpPass
+from bdq_passes.merge_low_bit_linears import MergeLowBitLinearsPass
 from bdq_passes.refuse_padding import RefusePaddingPass
 from bdq_passes.split_mixed_linears import SplitMixedLinearsPass
 from bdq_passes.store_scales_as_fp16 import StoreScalesAsFp16Pass
@@ -41,6 +42,7 @@ PASSES: dict[str, type[GraphPass]] = {
         LowerToQLinearMatMulPass,
         LowerToGatedLowBitLinearPass,
         LowerToLowBitLinearPass,
+        MergeLowBitLinearsPass,
         LowerToMatMulNBitsPass,
         LowerToPanelGatherPass,
         LowerToGatherBlockQuantizedPass,
@@ -73,6 +75,7 @@ __all__ = [
     "LowerToPanelGatherPass",
     "LowerToQLinearMatMulPass",
     "MergeGateUpPass",
+    "MergeLowBitLinearsPass",
     "RefusePaddingPass",
     "SplitMixedLinearsPass",
     "StoreScalesAsFp16Pass",
