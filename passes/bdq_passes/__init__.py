@@ -23,6 +23,7 @@ from bdq_passes.merge_gate_up import MergeGateUpPass
 from bdq_passes.merge_low_bit_linears import MergeLowBitLinearsPass
 from bdq_passes.refuse_padding import RefusePaddingPass
 from bdq_passes.split_mixed_linears import SplitMixedLinearsPass
+from bdq_passes.store_kv_cache_as_integers import StoreKVCacheAsIntegersPass
 from bdq_passes.store_scales_as_fp16 import StoreScalesAsFp16Pass
 from bdq_passes.store_tied_table_once import StoreTiedTableOncePass
 from bdq_passes.strip_metadata import StripMetadataPass
@@ -49,6 +50,7 @@ PASSES: dict[str, type[GraphPass]] = {
         StoreScalesAsFp16Pass,
         StoreTiedTableOncePass,
         LowerToKVAttentionPass,
+        StoreKVCacheAsIntegersPass,
         AttachFunctionsPass,
         StripMetadataPass,
     )
@@ -78,6 +80,7 @@ __all__ = [
     "MergeLowBitLinearsPass",
     "RefusePaddingPass",
     "SplitMixedLinearsPass",
+    "StoreKVCacheAsIntegersPass",
     "StoreScalesAsFp16Pass",
     "StoreTiedTableOncePass",
     "StripMetadataPass",

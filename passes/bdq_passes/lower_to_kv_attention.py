@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,8 +16,8 @@ from bdq_passes.levels import Level
 from bdq_runtime.opset import KV_BITS, Attribute
 from bdq_runtime.specs import KVQuantization
 
-_GQA = "GroupQueryAttention"
-_PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COS, _SIN = 3, 4, 5, 6, 7, 8
+GQA = "GroupQueryAttention"
+PAST_KEY, PAST_VALUE, _LENGTHS, _TOTAL, _COS, _SIN = 3, 4, 5, 6, 7, 8
 _LAYER = re.compile(r"past_key_values\.(\d+)\.key")
 _ROW_HEAD = 4
 """Bytes of scale and zero point in a row of the cache."""
@@ -55,23 +55,31 @@ class LowerToKVAttentionPass(GraphPass):
             ValueError: a layer without attention, an attention that the operators do not have (other inputs or
                 attributes, a head size that is no multiple of 8), or bits or clips that they do not have.
         """
-        found = {layer: node for node in model.graph if (layer := _layer(node)) is not None}
-        missing = sorted(set(self.caches) - set(found))
-        if missing:
-            raise ValueError(
-                f"{len(missing)} layers to get a quantized cache have no {_GQA}, the first is {missing[0]}"
-            )
+        found = attention_layers(model, self.caches)
         for layer, cache in self.caches.items():
             _check(layer, cache)
             _lower(model, found[layer], cache)
         return ir.passes.PassResult(model, modified=bool(self.caches))
 
 
+def attention_layers(model: ir.Model, wanted: Collection[int]) -> dict[int, ir.Node]:
+    """The GroupQueryAttention of each layer, by the name of its cache.
+
+    Raises:
+        ValueError: a layer of `wanted` has none.
+    """
+    found = {layer: node for node in model.graph if (layer := _layer(node)) is not None}
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise ValueError(f"{len(missing)} layers to get a quantized cache have no {GQA}, the first is {missing[0]}")
+    return found
+
+
 def _layer(node: ir.Node) -> int | None:
     """The layer of a GroupQueryAttention, by the name of its cache."""
-    if node.op_type != _GQA:
+    if node.op_type != GQA:
         return None
-    match = _LAYER.fullmatch(str(required_input(node, _PAST_KEY).name))
+    match = _LAYER.fullmatch(str(required_input(node, PAST_KEY).name))
     return None if match is None else int(match[1])
 
 
@@ -88,7 +96,7 @@ def _lower(model: ir.Model, node: ir.Node, cache: KVQuantization) -> None:
     rotary = _flag(node, "do_rotary")
     packed = node.inputs[1] is None
     inputs = [required_input(node, index) for index in ((0,) if packed else (0, 1, 2))]
-    past_key, past_value = required_input(node, _PAST_KEY), required_input(node, _PAST_VALUE)
+    past_key, past_value = required_input(node, PAST_KEY), required_input(node, PAST_VALUE)
     inputs += [past_key, past_value, required_input(node, _LENGTHS), required_input(node, _TOTAL)]
     if rotary:
         inputs += [required_input(node, index) for index in (_COS, _SIN)]
@@ -110,7 +118,7 @@ def _lower(model: ir.Model, node: ir.Node, cache: KVQuantization) -> None:
 
 
 def _head_size(node: ir.Node, cache: KVQuantization) -> int:
-    shape = required_input(node, _PAST_KEY).shape
+    shape = required_input(node, PAST_KEY).shape
     size = None if shape is None or len(shape) != 4 else shape[3]
     if not isinstance(size, int) or size % 8:
         raise ValueError(f"node {node.name}: a head size of {size}, a quantized cache needs a multiple of 8")
@@ -132,7 +140,7 @@ def _attributes(node: ir.Node, cache: KVQuantization, size: int) -> dict[str, At
     extra = [value for value in node.inputs[_SIN + 1 :] if value is not None]
     if unknown or extra or given.get("rotary_interleaved", 0):
         raise ValueError(
-            f"node {node.name}: {_GQA} with {unknown or extra or 'interleaved RoPE'}, which a quantized cache has not"
+            f"node {node.name}: {GQA} with {unknown or extra or 'interleaved RoPE'}, which a quantized cache has not"
         )
     return {
         "scale": size**-0.5,

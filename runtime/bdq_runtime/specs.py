@@ -69,3 +69,24 @@ class KVQuantization:
     key_clip: float = 1.0
     value_clip: float = 1.0
     hadamard: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class StaticKVQuantization:
+    """The cache of one layer as GroupQueryAttention holds it: symmetric, a scale fixed at export for each channel.
+
+    Keys count after RoPE. `code = clamp(round_half_even(x * (1 / scale)), -2^(bits-1), 2^(bits-1) - 1)`.
+
+    Attributes:
+        bits: 8 (int8), or 4 (uint8 of two codes plus 8, the lower channel in the lower half).
+        key_scales: float32 `[kv_heads, head_dim]`, positive.
+        value_scales: the same of values.
+    """
+
+    bits: int
+    key_scales: npt.NDArray[Any]
+    value_scales: npt.NDArray[Any]
+
+
+AnyKVQuantization = KVQuantization | StaticKVQuantization
+"""How the cache of a layer is quantized, by whichever operator."""
