@@ -234,7 +234,7 @@ class _Calibration:
             return None
         cache = space.dynamic.cache(space.rotated_cache(candidate.rotates_heads))
         bits, clip = space.dynamic.activations, self.options.activation_clip
-        return ClipTuning(space.architecture, space.quantization, bits, cache, clip)
+        return ClipTuning(space.architecture, space.quantization, bits, cache, clip, space.dynamic.static_kv)
 
     def _select(self, names: tuple[str, ...], statistics: Statistics) -> tuple[Transformed, str]:
         if len(names) == 1:

@@ -22,6 +22,11 @@ MATMULNBITS = "matmulnbits"
 BDQ = "bdq"
 STATIC_OPS = ("qdq", "qlinear")
 OPS = (AUTO, BDQ, MATMULNBITS, *STATIC_OPS)
+DYNAMIC = "dynamic"
+STATIC = "static"
+KV_SCALES = (DYNAMIC, STATIC)
+STATIC_KV_BITS = (4, 8)
+"""Of the cache that GroupQueryAttention quantizes itself."""
 EFFORTS = ("fast", "standard", "best")
 LOSSES = ("kl", "ce", "rce", "rce-printed")
 LOSS_TARGETS = ("teacher", "label")
@@ -69,7 +74,10 @@ class ExportOptions:
             sensitivity earns (see `quantize.target_bits`). None gives all of them those of the scheme.
         keep: `MODULE=BITS` patterns (glob on module paths); 16 leaves a module float.
         ops: what computes the linears: "matmulnbits" of ONNX Runtime, the project's "bdq" operators, static "qdq" /
-            "qlinear" for w8a8, or "auto" (see `linear_ops`). A quantized KV cache takes a bdq operator whatever `ops`.
+            "qlinear" for w8a8, or "auto" (see `linear_ops`). A quantized KV cache takes a bdq operator whatever `ops`,
+            unless its scales are static.
+        kv_scales: of a quantized KV cache: "dynamic" measures each token and head, in a bdq operator; "static" has one
+            for each channel, fixed by calibration, in the cache of 4 or 8 bits that GroupQueryAttention has itself.
         accuracy_level: of MatMulNBits; 4 computes with int8 activations inside the kernel, 0 in float32.
         full_logits: logits of all positions instead of the last.
         min_top1: smallest top-1 agreement with the float model that passes; None is a default for the scheme.
@@ -95,6 +103,7 @@ class ExportOptions:
     target_bits: float | None = None
     keep: tuple[str, ...] = ()
     ops: str = AUTO
+    kv_scales: str = DYNAMIC
     accuracy_level: int = 4
     full_logits: bool = False
     min_top1: float | None = None
@@ -104,6 +113,7 @@ class ExportOptions:
         _choice("transform", self.transform, TRANSFORMS)
         _choice("weights", self.weights, WEIGHTS)
         _choice("ops", self.ops, OPS)
+        _choice("kv-scales", self.kv_scales, KV_SCALES)
         _choice("effort", self.effort, EFFORTS)
         _choice("loss", self.loss, LOSSES)
         _choice("loss-target", self.loss_target, LOSS_TARGETS)
@@ -127,6 +137,8 @@ class ExportOptions:
         for pattern in self.keep:
             parse_keep(pattern)
         _check_scheme(scheme, self)
+        if self.has_static_cache:
+            _check_static_cache(scheme)
         if self.transform == KRONECKER:
             _check_kronecker(scheme, self)
         if self.activation_clip is not None:
@@ -157,6 +169,11 @@ class ExportOptions:
     def is_static(self) -> bool:
         """Whether activations have scales that are fixed at export: integer operators of standard ONNX."""
         return self.ops in STATIC_OPS
+
+    @property
+    def has_static_cache(self) -> bool:
+        """Whether the KV cache has a scale for each channel that is fixed at export, in GroupQueryAttention."""
+        return self.kv_scales == STATIC
 
     @property
     def is_per_token(self) -> bool:
@@ -300,6 +317,18 @@ def _check_scheme(scheme: QuantScheme, options: ExportOptions) -> None:
         _check_bdq(scheme, options)
     if options.linear_ops == MATMULNBITS:
         _check_accuracy_level(scheme, options)
+
+
+def _check_static_cache(scheme: QuantScheme) -> None:
+    if scheme.kv_bits == FLOAT_BITS:
+        raise UsageError(
+            f"--kv-scales static is of a quantized KV cache, but scheme {scheme} leaves it float; write for example "
+            f"{scheme}kv8"
+        )
+    if scheme.kv_bits not in STATIC_KV_BITS:
+        raise UsageError(
+            f"scheme {scheme}: the cache of GroupQueryAttention has 4 or 8 bits; use kv4 or kv8, or --kv-scales dynamic"
+        )
 
 
 def _check_target(scheme: QuantScheme, options: ExportOptions) -> None:

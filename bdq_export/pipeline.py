@@ -120,6 +120,7 @@ def _lower(
         LowerToMatMulNBitsPass,
         LowerToPanelGatherPass,
         LowerToQLinearMatMulPass,
+        StoreKVCacheAsIntegersPass,
         StoreScalesAsFp16Pass,
         StoreTiedTableOncePass,
         StripMetadataPass,
@@ -144,7 +145,8 @@ def _lower(
     return [
         *passes,
         StoreTiedTableOncePass(),
-        LowerToKVAttentionPass(caches=quantization.kv),
+        LowerToKVAttentionPass(caches=quantization.dynamic_caches),
+        StoreKVCacheAsIntegersPass(caches=quantization.static_caches),
         AttachFunctionsPass(level=level),
         StripMetadataPass(level=level),
     ]

@@ -12,7 +12,13 @@ import numpy as np
 from bdq_export.errors import VerificationError
 from bdq_export.transform.kronecker import same_kronecker
 from bdq_runtime.packing import ODD, QuantizedWeight
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+from bdq_runtime.specs import (
+    ActivationQuantization,
+    AnyKVQuantization,
+    KVQuantization,
+    OnlineTransform,
+    StaticKVQuantization,
+)
 
 Range = tuple[float, float, float, float]
 Nodes = Mapping[str, tuple[str, ...]]
@@ -36,7 +42,7 @@ class Quantization:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
     online: Mapping[str, OnlineTransform] = field(default_factory=dict)
-    kv: Mapping[int, KVQuantization] = field(default_factory=dict)
+    kv: Mapping[int, AnyKVQuantization] = field(default_factory=dict)
 
     def activations_of(self, nodes: Nodes) -> dict[str, ActivationQuantization]:
         """`activations` by node name.
@@ -49,6 +55,16 @@ class Quantization:
     def online_of(self, nodes: Nodes) -> dict[str, OnlineTransform]:
         """`online` by node name; raises as `activations_of`."""
         return _by_node(self.online, nodes, _same_transform)
+
+    @property
+    def dynamic_caches(self) -> dict[int, KVQuantization]:
+        """Those of `kv` that bdq operators quantize."""
+        return {layer: cache for layer, cache in self.kv.items() if isinstance(cache, KVQuantization)}
+
+    @property
+    def static_caches(self) -> dict[int, StaticKVQuantization]:
+        """Those of `kv` that GroupQueryAttention quantizes itself."""
+        return {layer: cache for layer, cache in self.kv.items() if isinstance(cache, StaticKVQuantization)}
 
     def needs_bdq(self, path: str) -> bool:
         """Whether no stock operator multiplies the weights of a linear with its inputs."""

@@ -14,10 +14,11 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.dynamic import MutableQuantization
 from bdq_export.calibration.learned_clips import LearnedClips
 from bdq_export.calibration.sites import Site
+from bdq_export.calibration.static_cache import STATIC_TOKENS, observe_heads
 from bdq_export.resume.record import Record
 from bdq_export.transform import flatness
 from bdq_models import Architecture
-from bdq_runtime.specs import ActivationQuantization, KVQuantization
+from bdq_runtime.specs import ActivationQuantization, KVQuantization, StaticKVQuantization
 
 _SEARCH_TOKENS = 2048
 _FLATNESS_TOKENS = 512
@@ -34,6 +35,7 @@ class ClipTuning:
         activation_bits: None leaves activations float.
         kv: bits of the cache, and whether heads are rotated; None leaves it float.
         activation_clip: of every site, and the cache is not clipped; None searches both.
+        static_kv: bits of a cache whose channels get static scales; None where there is none.
         learned: clips that are not searched because a learned stage found them.
         flatness: module of each site that was prepared -> flatness of its inputs before they are quantized.
     """
@@ -43,6 +45,7 @@ class ClipTuning:
     activation_bits: int | None
     kv: KVQuantization | None
     activation_clip: float | None = None
+    static_kv: int | None = None
     learned: LearnedClips = field(default_factory=LearnedClips)
     flatness: dict[str, float] = field(default_factory=dict)
 
@@ -59,6 +62,8 @@ class ClipTuning:
         weight = torch.cat([weights[f"{path}.weight"] for path in site.paths])
         if self.kv is not None and self._reads_attention(site):
             self.quantization.kv[site.layer] = self._tuned_cache(self.kv, runner, site, few, weight)
+        if self.static_kv is not None and self._reads_attention(site):
+            self.quantization.kv[site.layer] = self._static_cache(self.static_kv, runner, site.layer, hidden)
         if self.activation_bits is not None:
             inputs = _inputs(runner, site, few)
             self.flatness[site.module] = flatness(inputs[:_FLATNESS_TOKENS]) if bool(inputs.any()) else 0.0
@@ -81,9 +86,10 @@ class ClipTuning:
                     for path, found in self.quantization.activations.items()
                     if path.startswith(start)
                 },
-                "kv": None if cache is None else [cache.key_clip, cache.value_clip],
+                "kv": [cache.key_clip, cache.value_clip] if isinstance(cache, KVQuantization) else None,
                 "flatness": {path: value for path, value in self.flatness.items() if path.startswith(start)},
-            }
+            },
+            _scales(cache) if isinstance(cache, StaticKVQuantization) else {},
         )
 
     def restore(self, layer: int, record: Record) -> None:
@@ -94,10 +100,18 @@ class ClipTuning:
         self.quantization.activations.update(activations)
         if self.kv is not None and clips is not None:
             self.quantization.kv[layer] = replace(self.kv, key_clip=clips[0], value_clip=clips[1])
+        if self.static_kv is not None:
+            scales = (record.tensors[name].numpy() for name in ("key_scales", "value_scales"))
+            self.quantization.kv[layer] = StaticKVQuantization(self.static_kv, *scales)
 
     def _reads_attention(self, site: Site) -> bool:
         readers = self.architecture.edge("value").consumers
         return any(self.architecture.layer_path(site.layer, path) in site.paths for path in readers)
+
+    def _static_cache(self, bits: int, runner: BlockRunner, layer: int, hidden: Tensor) -> StaticKVQuantization:
+        self.quantization.kv.pop(layer, None)
+        heads, _ = observe_heads(runner, layer, hidden[: parallel.share(STATIC_TOKENS // hidden.shape[1])])
+        return heads.quantization(bits, search=self.activation_clip is None)
 
     def _tuned_cache(
         self, spec: KVQuantization, runner: BlockRunner, site: Site, hidden: Tensor, weight: Tensor
@@ -126,6 +140,10 @@ def _key_clips(spec: KVQuantization) -> Iterator[KVQuantization]:
 
 def _value_clips(spec: KVQuantization) -> Iterator[KVQuantization]:
     return (replace(spec, value_clip=ratio) for ratio in KV_RATIOS)
+
+
+def _scales(cache: StaticKVQuantization) -> dict[str, Tensor]:
+    return {"key_scales": torch.from_numpy(cache.key_scales), "value_scales": torch.from_numpy(cache.value_scales)}
 
 
 def _inputs(runner: BlockRunner, site: Site, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bdq_export.fake_quant import FakeQuantization
 from bdq_export.options import ExportOptions
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+from bdq_runtime.specs import ActivationQuantization, AnyKVQuantization, KVQuantization, OnlineTransform
 
 LM_HEAD_BITS = 8
 """Of the activations that lm_head reads: it reaches every logit directly."""
@@ -23,10 +23,12 @@ class DynamicBits:
     Attributes:
         activations: of the inputs of the blocks' linears; None leaves them float.
         kv: of the cache; None leaves it float.
+        static_cache: the cache has scales of channels that calibration fixes, and no others.
     """
 
     activations: int | None
     kv: int | None
+    static_cache: bool = False
 
     @classmethod
     def of(cls, options: ExportOptions) -> DynamicBits | None:
@@ -34,11 +36,19 @@ class DynamicBits:
         scheme = QuantScheme.parse(options.scheme)
         activations = scheme.activation_bits if options.is_per_token else None
         kv = None if scheme.kv_bits == FLOAT_BITS else scheme.kv_bits
-        return None if activations is None and kv is None else cls(activations, kv)
+        return None if activations is None and kv is None else cls(activations, kv, options.has_static_cache)
 
     def cache(self, rotate: bool) -> KVQuantization | None:
-        """The quantization of a cache without clips; `rotate` asks for a Hadamard transform of its key heads."""
-        return None if self.kv is None else KVQuantization(self.kv, self.kv, hadamard=rotate)
+        """The quantization of a dynamic cache without clips; `rotate` asks for a Hadamard transform of its key heads.
+
+        None where the cache is float, or static: no clips of heads are searched or learned there.
+        """
+        return None if self.kv is None or self.static_cache else KVQuantization(self.kv, self.kv, hadamard=rotate)
+
+    @property
+    def static_kv(self) -> int | None:
+        """Bits of a static cache; None where there is none."""
+        return self.kv if self.static_cache else None
 
     def first_activations(self) -> ActivationQuantization | None:
         """A quantization of activations that no search was made for."""
@@ -53,7 +63,7 @@ class MutableQuantization:
 
     activations: dict[str, ActivationQuantization] = field(default_factory=dict)
     online: dict[str, OnlineTransform] = field(default_factory=dict)
-    kv: dict[int, KVQuantization] = field(default_factory=dict)
+    kv: dict[int, AnyKVQuantization] = field(default_factory=dict)
 
     @property
     def view(self) -> FakeQuantization:

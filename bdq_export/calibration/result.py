@@ -12,7 +12,7 @@ from bdq_export.calibration.ranges import Range
 from bdq_export.report.report import BitChoice, Candidate, SiteFlatness
 from bdq_export.transform import Transforms
 from bdq_runtime.packing import QuantizedWeight
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+from bdq_runtime.specs import ActivationQuantization, AnyKVQuantization, OnlineTransform
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class CalibrationResult:
     activation_ranges: Mapping[str, Range] = field(default_factory=dict)
     activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
     online: Mapping[str, OnlineTransform] = field(default_factory=dict)
-    kv: Mapping[int, KVQuantization] = field(default_factory=dict)
+    kv: Mapping[int, AnyKVQuantization] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     loss: float | None = None
     activation_flatness: tuple[SiteFlatness, ...] = ()

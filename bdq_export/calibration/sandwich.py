@@ -29,6 +29,9 @@ equally energetic on both sides, and no diagonal can move the energy of activati
 SmolLM2-135M, rounding the inputs of gate and up adds four times as much noise to their outputs with R1 as with Λa and
 an online rotation, which is worth one bit. Norms that do not commute with R1 leave no choice.
 
+Where channels of the cache have static scales, factors of keys and queries would change those scales and nothing else,
+and there is no R3: both are left out.
+
 R3 rotates query and key heads inside of attention and is no part of the weights (`KVQuantization.hadamard`). Hadamard
 matrices have no signs of their own: they are folded into Λa.
 """
@@ -85,7 +88,7 @@ def sandwich(space: Workspace, name: str, statistics: Statistics, seed: int) -> 
     if name not in ("bdq", ONLINE, PLAIN, KRONECKER, *ROTATED, *PARTIAL):
         return Transforms()
     keys: Diagonals = {}
-    if name not in BARE:
+    if name not in BARE and not space.has_static_cache:
         keys = key_query_diagonals(architecture, dimensions, head_energies(space.few_runner()))
     if name in ("bdq", PLAIN):
         return Transforms({**keys, **closed_form_diagonals(architecture, dimensions, space.weights, statistics)})

@@ -19,6 +19,7 @@ from bdq_export.calibration.output_gradients import label_seeds
 from bdq_export.calibration.ranges import Range, observe_ranges
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.calibration.static_activations import static_activations
+from bdq_export.calibration.static_cache import observe_heads
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
 from bdq_export.fake_quant import FakeQuantization, attach
 from bdq_export.float_model import ModelDescription, load_float_model, replace_weights
@@ -167,6 +168,16 @@ class Workspace:
             self.quantize_head(bits)
         if cache is not None:
             self.quantization.kv.update(dict.fromkeys(range(self.dimensions.layers), cache))
+        if bits.static_kv is not None:
+            self._fix_caches(bits.static_kv)
+
+    def _fix_caches(self, bits: int) -> None:
+        """Give every layer a static cache, by what few tokens put into it."""
+        runner = self.few_runner()
+        hidden = runner.embedded()
+        for layer in range(self.dimensions.layers):
+            heads, hidden = observe_heads(runner, layer, hidden)
+            self.quantization.kv[layer] = heads.quantization(bits, search=True)
 
     def quantize_head(self, bits: DynamicBits) -> None:
         """Quantize the inputs of lm_head, where those of the blocks are."""
@@ -174,9 +185,14 @@ class Workspace:
             self.quantization.activations[self.architecture.lm_head] = ActivationQuantization(LM_HEAD_BITS)
 
     def rotated_cache(self, wanted: bool) -> bool:
-        """Whether query and key heads are rotated: where it is wanted and their size is a power of two."""
+        """Whether query and key heads are rotated: where wanted, of a power of two, and with a dynamic cache."""
         size = self.dimensions.head_dim
-        return wanted and size & (size - 1) == 0
+        return wanted and size & (size - 1) == 0 and not self.has_static_cache
+
+    @property
+    def has_static_cache(self) -> bool:
+        """Whether channels of the cache have static scales: factors and rotations of keys and queries are no use."""
+        return self.dynamic is not None and self.dynamic.static_cache
 
     def ranges(self) -> dict[str, Range]:
         """Static activation ranges of what the model computes with."""

@@ -12,6 +12,7 @@ from bdq_export.errors import UsageError
 from bdq_export.options import (
     BLOCK_SIZES,
     EFFORTS,
+    KV_SCALES,
     LOSS_TARGETS,
     LOSSES,
     OPS,
@@ -111,6 +112,13 @@ def export_command(
             "else the bdq operators; qdq and qlinear are static w8a8."
         ),
     ] = _DEFAULTS.ops,
+    kv_scales: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(KV_SCALES)}: of a quantized KV cache. dynamic: of each token and head, by bdq operators; "
+            "static: of each channel, fixed by calibration, in the cache of ONNX Runtime's own attention (kv4, kv8)."
+        ),
+    ] = _DEFAULTS.kv_scales,
     accuracy_level: Annotated[
         int, typer.Option(help="Of MatMulNBits alone: 4 multiplies in int8 (fast), 0 in float32.")
     ] = _DEFAULTS.accuracy_level,
@@ -167,6 +175,7 @@ def export_command(
         "target_bits": target_bits,
         "keep": tuple(keep or ()),
         "ops": ops,
+        "kv_scales": kv_scales,
         "accuracy_level": accuracy_level,
         "full_logits": full_logits,
         "min_top1": min_top1,

@@ -20,7 +20,7 @@ def bdq_operators(graph: ir.Model) -> tuple[tuple[str, ...], int]:
 def executed_precision(graph: ir.Model) -> str:
     """What linears and attention really compute with, for example "w4a4 in 120 linears, kv4 in 30 layers".
 
-    Weights and activations of 32 bits are float32.
+    Weights and activations of 32 bits are float32; "static" scales are fixed at export.
     """
     from bdq_passes import annotations
 
@@ -46,6 +46,9 @@ def _cache(node: ir.Node) -> str | None:
     """Bits of the cache of an attention node; None for another node, or a float cache."""
     from bdq_passes.bdq_nodes import ATTENTION_OPS
 
+    width = node.attributes.get("kv_cache_bit_width")
+    if width is not None and width.as_int():  # of GroupQueryAttention
+        return f"kv{width.as_int()} static"
     if node.op_type not in ATTENTION_OPS:
         return None
     key, value = (node.attributes[name].as_int() for name in ("key_bits", "value_bits"))

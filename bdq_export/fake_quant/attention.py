@@ -1,7 +1,7 @@
 """Attention over a quantized KV cache inside a transformers model: an attention function registered by name.
 
-It is called after RoPE, q/k norms and the cache, with all keys and values so far. Rows are quantized one by one, so
-quantizing them again in every step gives what a quantized cache holds.
+It is called after RoPE, q/k norms and the cache, with all keys and values so far. Rows are quantized one by one, or
+channels by scales that no row changes, so quantizing them again in every step gives what a quantized cache holds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from bdq_export.fake_quant.hadamard import online_hadamard
+from bdq_export.fake_quant.kv_channels import channel_steps, fake_quantize_channels
 from bdq_export.fake_quant.kv_rows import fake_quantize_rows
-from bdq_runtime.specs import KVQuantization
+from bdq_runtime.specs import AnyKVQuantization, StaticKVQuantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +35,11 @@ _TRANSFORMS: WeakKeyDictionary[Module, tuple[int, HeadTransform]] = WeakKeyDicti
 """What each attention module does to its inputs now; modules that are not here attend as usual."""
 
 
-def quantize_heads(query: Tensor, key: Tensor, value: Tensor, spec: KVQuantization) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, and keys and values as they come back from the cache; all `[..., head_dim]` float32."""
+def quantize_heads(query: Tensor, key: Tensor, value: Tensor, spec: AnyKVQuantization) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, and keys and values as they come back from the cache; all `[..., heads, tokens, head_dim]` float32."""
+    if isinstance(spec, StaticKVQuantization):
+        key = fake_quantize_channels(key, channel_steps(spec.key_scales), spec.bits)
+        return query, key, fake_quantize_channels(value, channel_steps(spec.value_scales), spec.bits)
     if spec.hadamard:
         query = online_hadamard(query, query.shape[-1])
         key = online_hadamard(key, key.shape[-1])
@@ -70,7 +74,7 @@ def attention_inputs(model: PreTrainedModel, layers: str, transform: HeadTransfo
 
 
 @contextmanager
-def quantized_attention(model: PreTrainedModel, layers: str, specs: Mapping[int, KVQuantization]) -> Iterator[None]:
+def quantized_attention(model: PreTrainedModel, layers: str, specs: Mapping[int, AnyKVQuantization]) -> Iterator[None]:
     """Let the attention of decoder layer i read a cache quantized by `specs[i]`, looked up at each call.
 
     Layers without a spec attend to what they are given.

@@ -17,7 +17,7 @@ from bdq_export.fake_quant.activations import fake_quantize_tokens
 from bdq_export.fake_quant.hadamard import apply_online
 from bdq_export.float_model import locate_linear
 from bdq_models import Architecture, Dimensions
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+from bdq_runtime.specs import ActivationQuantization, AnyKVQuantization, OnlineTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ class FakeQuantization:
 
     activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
     online: Mapping[str, OnlineTransform] = field(default_factory=dict)
-    kv: Mapping[int, KVQuantization] = field(default_factory=dict)
+    kv: Mapping[int, AnyKVQuantization] = field(default_factory=dict)
 
 
 @contextmanager

@@ -90,8 +90,8 @@ def initial_parameters(architecture: Architecture, dimensions: Dimensions, state
         },
         gains={norm: _zeros(state.weights[f"{norm}.weight"].numel()) for norm in norms},
         clips={path: _number(state.activations[path].clip) for path in sites if path in state.activations},
-        key_clips={layer: _number(spec.key_clip) for layer, spec in state.kv.items()},
-        value_clips={layer: _number(spec.value_clip) for layer, spec in state.kv.items()},
+        key_clips={layer: _number(spec.key_clip) for layer, spec in state.dynamic_caches.items()},
+        value_clips={layer: _number(spec.value_clip) for layer, spec in state.dynamic_caches.items()},
     )
 
 
@@ -119,14 +119,12 @@ def learned_state(
         if first in parameters.diagonals:
             transform = _scaled_diagonal(state.online[first], parameters.diagonals[first])
             online.update(dict.fromkeys(site.paths, transform))
-    kv = {
-        layer: replace(
-            spec,
-            key_clip=float(parameters.key_clips[layer].detach()),
-            value_clip=float(parameters.value_clips[layer].detach()),
+    kv = dict(state.kv)
+    for layer, spec in state.dynamic_caches.items():
+        key_clip, value_clip = (
+            float(clips[layer].detach()) for clips in (parameters.key_clips, parameters.value_clips)
         )
-        for layer, spec in state.kv.items()
-    }
+        kv[layer] = replace(spec, key_clip=key_clip, value_clip=value_clip)
     return QuantizedModel(weights, quantized, activations, online, kv)
 
 

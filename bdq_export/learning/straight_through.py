@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bdq_export.fake_quant.activations import quantize_tokens
 from bdq_export.fake_quant.hadamard import sylvester_product
+from bdq_export.fake_quant.kv_channels import fake_quantize_channels
 from bdq_export.fake_quant.kv_rows import quantize_rows
 from bdq_export.transform.hadamard import interleaved
 from bdq_runtime.specs import OnlineTransform
@@ -55,6 +56,18 @@ def row_values(x: Tensor, clip: Tensor, bits: int) -> Tensor:
         bits: 3, 4 or 8.
     """
     values: Tensor = _RowValues.apply(x, clip, bits)  # type: ignore[no-untyped-call]
+    return values
+
+
+def channel_values(x: Tensor, steps: Tensor, bits: int) -> Tensor:
+    """The values that keys or values `x` `[..., kv_heads, tokens, D]` float32 have in a cache of static scales.
+
+    Args:
+        x: heads of tokens.
+        steps: of `fake_quant.kv_channels.channel_steps`.
+        bits: 4 or 8.
+    """
+    values: Tensor = _ChannelValues.apply(x, steps, bits)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -130,3 +143,17 @@ class _RowValues(torch.autograd.Function):
         # d value / d scale: code - zero, less the share that the code itself gives back inside of the grid.
         by_scale = gradient * torch.where(inside, codes - exact, codes - zeros)
         return gradient * inside, ((by_scale * scales).sum() / clip).reshape(clip.shape), None
+
+
+class _ChannelValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, steps: Tensor, bits: int) -> Tensor:
+        half = 1 << (bits - 1)
+        exact = x * (1.0 / steps)
+        ctx.save_for_backward((exact >= -half - 0.5) & (exact <= half - 0.5))
+        return fake_quantize_channels(x, steps, bits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None

@@ -18,13 +18,14 @@ from torch.nn import Module, Parameter
 from bdq_export.calibration.precision import product_dtype
 from bdq_export.fake_quant.activations import fake_quantize_tokens
 from bdq_export.fake_quant.attention import HeadTransform, attention_inputs
+from bdq_export.fake_quant.kv_channels import channel_steps
 from bdq_export.learning.parameters import Parameters, all_sites, modules_of
 from bdq_export.learning.scaled_product import ScaledWeight, scaled_product
 from bdq_export.learning.state import QuantizedModel
-from bdq_export.learning.straight_through import rotate, rotate_online, row_values, token_codes
+from bdq_export.learning.straight_through import channel_values, rotate, rotate_online, row_values, token_codes
 from bdq_export.transform.kronecker import apply_kronecker
 from bdq_models import Architecture, Dimensions
-from bdq_runtime.specs import ActivationQuantization
+from bdq_runtime.specs import ActivationQuantization, StaticKVQuantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -164,6 +165,9 @@ def _cache(state: QuantizedModel, parameters: Parameters) -> HeadTransform:
         spec = state.kv.get(layer)
         if spec is None:
             return query, key, value
+        if isinstance(spec, StaticKVQuantization):
+            key = channel_values(key, channel_steps(spec.key_scales), spec.bits)
+            return query, key, channel_values(value, channel_steps(spec.value_scales), spec.bits)
         if spec.hadamard:
             query, key = rotate(query, query.shape[-1]), rotate(key, key.shape[-1])
         key = row_values(key, parameters.key_clips[layer], spec.key_bits)

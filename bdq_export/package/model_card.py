@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bdq_export.options import STATIC
 from bdq_export.package.template import render
 from bdq_export.report.report import ExportReport
 
@@ -57,6 +58,7 @@ def model_card(
         inputs=[name for name in inputs if not name.startswith(("past_key_values.", _LOGITS_TO_KEEP))],
         counts_logits=_LOGITS_TO_KEEP in inputs,
         onnx_name=onnx_name,
+        static_cache=report.options.get("kv_scales") == STATIC,
         quantized_cache=any(name.endswith("KVAttention") for name in report.operators),
     )
     return text.encode()

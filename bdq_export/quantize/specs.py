@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bdq_export.errors import UsageError
+from bdq_export.errors import MissingDependencyError, UsageError
 from bdq_export.options import BDQ, SPIN, WHOLE_ROW, ExportOptions, parse_keep
 from bdq_export.scheme import FLOAT_BITS, QuantScheme
 from bdq_models import Architecture, Dimensions
@@ -18,13 +18,16 @@ SpecOf = Callable[[str], QuantSpec | None]
 END_BITS = 8
 """Bits of the embedding and lm_head by default: both reach every logit, and a lookup costs no compute."""
 _END_BLOCKS = (64, 32, 16)
+_STATIC_CACHE = (1, 27)
+"""The first ONNX Runtime whose GroupQueryAttention quantizes its cache on the CPU; 1.26 fails when it runs one."""
 
 
 def check_cache(options: ExportOptions, dimensions: Dimensions) -> None:
-    """Refuse a quantized cache of heads whose codes fill no whole bytes.
+    """Refuse a quantized cache of heads whose codes fill no whole bytes, or that this ONNX Runtime does not have.
 
     Raises:
         UsageError: such a model.
+        MissingDependencyError: a static cache, and an ONNX Runtime that is too old to verify it.
     """
     scheme = QuantScheme.parse(options.scheme)
     if scheme.kv_bits != FLOAT_BITS and dimensions.head_dim % 8:
@@ -32,6 +35,15 @@ def check_cache(options: ExportOptions, dimensions: Dimensions) -> None:
             f"scheme {scheme} with a head size {dimensions.head_dim}: a quantized KV cache needs a multiple of 8; "
             "leave out kv"
         )
+    if options.has_static_cache:
+        import onnxruntime
+
+        found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+        if found < _STATIC_CACHE:
+            raise MissingDependencyError(
+                f"--kv-scales static needs onnxruntime 1.27, but {onnxruntime.__version__} is installed; run: pip "
+                "install -U onnxruntime"
+            )
 
 
 def with_sequence_length(options: ExportOptions, dimensions: Dimensions) -> ExportOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from bdq_export.quantize import sequential
 from bdq_export.quantize.sequential import set_quantized
 from bdq_export.transform.output_scales import output_scales
 from bdq_runtime.packing import ODD, PerChannel
-from bdq_runtime.specs import ActivationQuantization
+from bdq_runtime.specs import ActivationQuantization, StaticKVQuantization
 
 FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
 
@@ -257,3 +258,34 @@ def test_a_quantized_cache_alone_changes_no_linear(tiny_model, run):
     assert not result.online
     assert set(result.kv) == {0, 1, 2}
     assert all(spec.hadamard for spec in result.kv.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "w4a16kv4", "transform": "none", "weights": "rtn"},
+        {"scheme": "w8a16kv8", "transform": "bdq", "weights": "gptq"},
+        {"scheme": "w4a4kv4", "transform": "hadamard", "weights": "gptq", "effort": "fast"},
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_static_cache_is_what_was_measured(family, options, tiny_model, run):
+    tiny = tiny_model(family)
+    result = run(tiny, **options, kv_scales="static", calib_samples=8)  # one sequence is held out: it judges both
+    assert sorted(result.kv) == list(range(tiny.dimensions.layers))
+    shape = (tiny.dimensions.kv_heads, tiny.dimensions.head_dim)
+    for cache in result.kv.values():
+        assert isinstance(cache, StaticKVQuantization)
+        assert cache.key_scales.shape == cache.value_scales.shape == shape
+    right = loss_of(tiny, result)
+    assert right == pytest.approx(result.loss, rel=1e-3)
+    wrong = {
+        layer: replace(cache, key_scales=cache.key_scales * np.float32(1.05)) for layer, cache in result.kv.items()
+    }
+    assert abs(loss_of(tiny, result, FakeQuantization(result.activations, result.online, wrong)) / right - 1) > 1e-3
+
+
+def test_learning_keeps_static_scales(tiny_model, run):
+    result = run(tiny_model("llama"), scheme="w4a4kv4", transform="bdq", kv_scales="static")
+    assert result.learned is not None
+    assert all(isinstance(cache, StaticKVQuantization) for cache in result.kv.values())

@@ -28,7 +28,8 @@ from bdq_export.transform.channels import consumer_channels
 from bdq_export.transform.kronecker import factor_sizes, random_kronecker
 from bdq_models import Side
 from bdq_runtime.library import LibraryError, library_path
-from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform
+from bdq_runtime.session import numpy_type
+from bdq_runtime.specs import ActivationQuantization, KVQuantization, OnlineTransform, StaticKVQuantization
 
 FAMILIES = ("llama", "llama3", "llama_biases", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 NORMS = ("qwen3", "gemma3")
@@ -99,7 +100,7 @@ def _logits(session: ort.InferenceSession, steps: int) -> Any:
 def _run(session: ort.InferenceSession, steps: int) -> tuple[Any, dict[str, Any]]:
     """Logits of every token, and the cache: all tokens but `steps` in one run, the others one by one."""
     cache = {
-        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.uint8 if "uint8" in value.type else np.float32)
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), numpy_type(value.type))
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
@@ -190,6 +191,77 @@ def test_operators_are_fused_in_every_family(float_graph: Any, family: str) -> N
         if node.domain == "bdq"
     )
     assert {(item.domain, item.name) for item in model.functions.values()} == {("bdq", name) for name in found}
+
+
+def _static(tiny: Any, bits: int, **options: Any) -> tuple[Quantization, ExportOptions]:
+    """Weights rounded to nearest, and static scales of channels, each another one, that clip some values."""
+    given = ExportOptions(**{"scheme": f"w8a16kv{bits}", "kv_scales": "static", **options})
+    decided = _decided(tiny, given)
+    random = np.random.default_rng(3)
+    shape = (tiny.dimensions.kv_heads, tiny.dimensions.head_dim)
+    scales = (random.uniform(0.5, 2.0, (2, *shape)) * 2 / (1 << (bits - 1))).astype(np.float32)
+    kv = dict.fromkeys(decided.kv, StaticKVQuantization(bits, *scales))
+    return replace(decided, kv=kv), given
+
+
+def _torch_logits(tiny: Any, decided: Quantization) -> Any:
+    torch_model = load_float_model(tiny, tiny.weights)
+    set_quantized(torch_model, tiny.architecture, decided.weights)
+    quantization = FakeQuantization(decided.activations, decided.online, decided.kv)
+    with torch.no_grad(), fake_quantized(torch_model, tiny.architecture, tiny.dimensions, quantization):
+        return torch_model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+
+
+def _static_errors(
+    float_graph: Any, family: str, bits: int, change: float = 1.0, steps: int = 0, **options: Any
+) -> Any:
+    """Largest logit differences of tokens, in standard deviations, between a graph and torch.
+
+    Args:
+        change: of the scales of keys in the graph, and not in torch.
+        steps: tokens that are fed one by one.
+    """
+    tiny, model = float_graph(family)
+    decided, given = _static(tiny, bits, **options)
+    expected = _torch_logits(tiny, decided)
+    changed = {
+        layer: replace(cache, key_scales=cache.key_scales * np.float32(change))
+        for layer, cache in decided.static_caches.items()
+    }
+    quantize_graph(model, tiny.architecture, tiny.dimensions, replace(decided, kv=changed), given)
+    assert not {node.op_type for node in model.graph if node.domain == "bdq"}
+    return np.abs(_logits(_session(model), steps) - expected).max(-1) / expected.std()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("bits", "steps"), [(8, 0), (4, 4)])
+def test_stock_operators_compute_a_static_cache_as_torch_does(
+    float_graph: Any, family: str, bits: int, steps: int
+) -> None:
+    errors = _static_errors(float_graph, family, bits, steps=steps, accuracy_level=4, scheme=f"w16a16kv{bits}")
+    # A value between two codes may be rounded to the other one, which the tokens that attend to it see.
+    assert np.median(errors) < 1e-4
+    assert errors.max() < (0.02 if bits == 8 else 0.3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_another_static_scale_is_seen(float_graph: Any, bits: int) -> None:
+    errors = _static_errors(float_graph, "llama", bits, change=1.01, scheme=f"w16a16kv{bits}")
+    assert np.median(errors) > 1e-3
+
+
+@pytest.mark.parametrize(("bits", "kind", "channels"), [(8, "tensor(int8)", 16), (4, "tensor(uint8)", 8)])
+def test_a_static_cache_has_the_type_of_its_operator(float_graph: Any, bits: int, kind: str, channels: int) -> None:
+    tiny, model = float_graph("llama")
+    decided, options = _static(tiny, bits)
+    quantize_graph(model, tiny.architecture, tiny.dimensions, decided, options)
+    session = _session(model)
+    values = [*session.get_inputs(), *session.get_outputs()]
+    cache = [value for value in values if value.name.startswith(("past", "present"))]
+    assert len(cache) == 2 * 2 * 3
+    assert {(value.type, value.shape[1], value.shape[3]) for value in cache} == {
+        (kind, tiny.dimensions.kv_heads, channels)
+    }
 
 
 def test_stock_linears_go_with_a_quantized_cache(float_graph: Any) -> None:

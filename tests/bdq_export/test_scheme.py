@@ -54,6 +54,12 @@ def test_malformed_schemes_are_refused(text: str) -> None:
         {"ops": "bdq", "block_size": 16},
         {"keep": ("lm_head=3",), "block_size": 16},
         {"keep": ("lm_head=3",), "ops": "matmulnbits"},
+        {"kv_scales": "fixed"},
+        {"kv_scales": "static"},
+        {"kv_scales": "static", "scheme": "w4a4"},
+        {"kv_scales": "static", "scheme": "w4a16kv3"},
+        {"kv_scales": "static", "scheme": "w3a3kv3"},
+        {"kv_scales": "static", "scheme": "w8a8kv8", "ops": "qdq"},
         {"ops": "qdq"},
         {"ops": "qdq", "scheme": "w8a8kv4"},
         {"ops": "qdq", "scheme": "w4a16"},
@@ -180,6 +186,26 @@ def test_flatquant_learns_from_as_many_sequences_at_every_effort() -> None:
     assert [options.samples for options in found.values()] == [128, 128, 128]
     assert [options.learns for options in found.values()] == [False, True, True]
     assert ExportOptions("w4a4kv4", "kronecker", effort="fast", calib_samples=24).samples == 24
+
+
+@pytest.mark.parametrize(
+    ("scheme", "line"),
+    [
+        ("w4a16", "but scheme w4a16 leaves it float; write for example w4a16kv8"),
+        ("w3a3kv3", "the cache of GroupQueryAttention has 4 or 8 bits; use kv4 or kv8, or --kv-scales dynamic"),
+    ],
+)
+def test_where_a_cache_cannot_be_static_one_line_says_so(scheme: str, line: str) -> None:
+    with pytest.raises(UsageError, match=line) as refusal:
+        ExportOptions(scheme=scheme, kv_scales="static")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_static_cache_needs_no_operator_of_ours() -> None:
+    found = {scheme: ExportOptions(scheme=scheme, kv_scales="static") for scheme in ("w4a16kv8", "w4a8kv8", "w8a16kv4")}
+    assert {options.linear_ops for options in found.values()} == {"matmulnbits"}
+    assert ExportOptions(scheme="w4a4kv4", kv_scales="static").linear_ops == "bdq"
+    assert not ExportOptions(scheme="w4a16kv8").has_static_cache, "measured for each token unless asked otherwise"
 
 
 @given(SCHEMES)

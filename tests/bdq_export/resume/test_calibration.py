@@ -19,6 +19,7 @@ SCHEMES = {
     "learned by block alone": {"scheme": "w4a4kv4", "transform": "kronecker", "effort": "fast"},
     "chosen": {"scheme": "w4a8kv8", "effort": "fast", "ops": "bdq"},
     "two runs of GPTQ, bits": {"scheme": "w4a16", "target_bits": 3.5, "effort": "fast", "transform": "auto"},
+    "static cache": {"scheme": "w4a8kv4", "kv_scales": "static", "transform": "bdq", "effort": "fast"},
     "rounded, asymmetric": {"scheme": "w4a16", "weights": "rtn", "transform": "smooth", "symmetric": False},
 }
 LONG = ("learned by block, too", "rotations")

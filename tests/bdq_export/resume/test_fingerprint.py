@@ -39,6 +39,11 @@ def test_work_of_other_defaults_is_other_work(identity, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("identity", [of_a_calibration, of_a_row])
+def test_static_scales_of_the_cache_are_other_work(identity) -> None:
+    assert identity(ExportOptions("w4a16kv8")) != identity(ExportOptions("w4a16kv8", kv_scales="static"))
+
+
+@pytest.mark.parametrize("identity", [of_a_calibration, of_a_row])
 @pytest.mark.parametrize(
     "other", [b"\xef\xbb\xbfOne.\nTwo.\n", b"One.\r\nTwo.\r\n"], ids=["byte order mark", "line ends"]
 )
