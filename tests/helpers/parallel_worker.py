@@ -21,6 +21,14 @@ from bdq_export.options import ExportOptions
 from bdq_export.progress import QuietProgress
 from bdq_export.resume.codecs import quantized_record
 from bdq_export.resume.record import Record
+from bdq_runtime.specs import AnyKVQuantization, StaticKVQuantization
+
+
+def _numbers(cache: AnyKVQuantization) -> list[float]:
+    """What calibration finds for the cache of a layer."""
+    if isinstance(cache, StaticKVQuantization):
+        return [*cache.key_scales.ravel().tolist(), *cache.value_scales.ravel().tolist()]
+    return [cache.key_clip, cache.value_clip]
 
 
 def main() -> int:
@@ -51,7 +59,7 @@ def _calibrated(directory: Path, options: ExportOptions) -> Record:
         "transform": found.transform,
         "loss": found.loss,
         "clips": {path: each.clip for path, each in found.activations.items()},
-        "kv": [[each.key_clip, each.value_clip] for each in found.kv.values()],
+        "kv": [_numbers(each) for each in found.kv.values()],
         "ranges": {path: list(each) for path, each in found.activation_ranges.items()},
     }
     return Record(values, quantized.tensors)

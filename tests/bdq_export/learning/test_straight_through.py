@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bdq_export.fake_quant import fake_quantize_rows, fake_quantize_tokens, online_hadamard
+from bdq_export.fake_quant.kv_channels import fake_quantize_channels
 from bdq_export.fake_quant.rounding import straight_through
-from bdq_export.learning.straight_through import rotate, row_values, token_codes, token_values
+from bdq_export.learning.straight_through import channel_values, rotate, row_values, token_codes, token_values
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -56,6 +57,18 @@ def test_gradients_pass_inside_of_the_grid_only():
     (codes * steps.detach()).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[0.0, pytest.approx(1.0), pytest.approx(1.0)]]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_static_channels_pass_gradients_inside_of_their_grid(bits):
+    top = 1 << (bits - 1)
+    x = torch.tensor([[[0.0, 0.3, 1.2], [-top - 1.0, 0.6 - top, top]]], requires_grad=True)
+    steps = torch.tensor([[[1.0, 0.5, 1.0]]])
+    values = channel_values(x, steps, bits)
+    assert torch.equal(values.detach(), fake_quantize_channels(x.detach(), steps, bits))
+    (3 * values).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[[3.0, 3.0, 3.0], [0.0, 0.0, 0.0]]]
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from learning_models import expected_hidden, model_of
@@ -9,6 +12,7 @@ from learning_models import expected_hidden, model_of
 from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.learning.parameters import Parameters, initial_parameters, learned_state
 from bdq_export.learning.student import learning
+from bdq_runtime.specs import StaticKVQuantization
 
 FAMILIES = ("llama", "llama_biases", "qwen2", "qwen3", "phi3", "gemma3")
 TOKENS = torch.randint(3, 320, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -73,6 +77,21 @@ def test_folding_is_exact_up_to_half_precision(family, tiny_model, quantized_sta
     for name, weight in folded.quantized.items():
         assert (weight.codes == state.quantized[name].codes).all(), "codes never change"
         assert (weight.scales == weight.scales.astype("float16")).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_static_cache_is_rounded_and_never_learned(bits, tiny_model, quantized_state, in_float32):
+    tiny = tiny_model("qwen3")
+    scales = np.random.default_rng(3).uniform(0.5, 2.0, (2, tiny.dimensions.kv_heads, tiny.dimensions.head_dim))
+    cache = StaticKVQuantization(bits, *(scales * 2 / (1 << (bits - 1))).astype(np.float32))
+    kv = dict.fromkeys(range(tiny.dimensions.layers), cache)
+    state = replace(quantized_state(tiny, bits=None, online=False), kv=kv)
+    parameters = initial_parameters(tiny.architecture, tiny.dimensions, state)
+    assert not parameters.key_clips
+    found = student_hidden(tiny, state, parameters)
+    assert distance(found, expected_hidden(tiny, state, TOKENS)) < 0.01  # a code may tip over
+    assert distance(found, expected_hidden(tiny, replace(state, kv={}), TOKENS)) > 0.02, "nothing is rounded"
+    assert learned_state(tiny.architecture, tiny.dimensions, state, parameters).kv == kv
 
 
 def test_the_model_is_itself_again_afterwards(tiny_model, quantized_state):
