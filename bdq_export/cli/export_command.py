@@ -116,7 +116,8 @@ def export_command(
         str,
         typer.Option(
             help=f"{', '.join(KV_SCALES)}: of a quantized KV cache. dynamic: of each token and head, by bdq operators; "
-            "static: of each channel, fixed by calibration, in the cache of ONNX Runtime's own attention (kv4, kv8)."
+            "static: of each channel, fixed by calibration, in the cache of ONNX Runtime's own attention (kv4, kv8), "
+            "for texts about as long as --calib-seq-len."
         ),
     ] = _DEFAULTS.kv_scales,
     accuracy_level: Annotated[
