@@ -52,6 +52,7 @@ def _slow(family, options):
         ("mistral", {"scheme": "w4a16", **ROUNDED}),
         ("llama", {"scheme": "w4a4kv4"}),
         _slow("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
+        _slow("qwen3", {"scheme": "w4a16kv4", "kv_scales": "static", "effort": "fast"}),
         _slow("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
         _slow("mistral", {"scheme": "w4a4kv4", "effort": "fast", "transform": "kronecker"}),
     ],
