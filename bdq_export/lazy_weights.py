@@ -89,6 +89,11 @@ def changed(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> Map
     return ChangedWeights(weights, changes) if isinstance(weights, LazyWeights) else {**weights, **changes}
 
 
+def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Shape of the weight `name`, which is not made for it."""
+    return weights.shape(name) if isinstance(weights, LazyWeights) else tuple(weights[name].shape)
+
+
 def layer_of(architecture: Architecture, name: str) -> int | None:
     """Index of the decoder layer that the weight or module `name` belongs to; None outside of the layers."""
     prefix = f"{architecture.layers}."

@@ -7,7 +7,7 @@ block over many batches, needs to know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,6 +47,7 @@ class StreamedBlocks:
         self._sources: list[dict[str, Mapping[str, Tensor]]] = [{} for _ in blocks]
         self._loaded: set[int] = set()
         self._held = False
+        self._without: frozenset[str] = frozenset()
         self._empty = [_parameters(block) for block in blocks]
         for layer, block in enumerate(blocks):
             block.register_forward_pre_hook(self._hook(layer))
@@ -74,8 +75,7 @@ class StreamedBlocks:
         if layer in self._loaded:
             return
         if not self._held and self._loaded:
-            for other in tuple(self._loaded):
-                self._release(other)
+            self._release_all()
             # The allocator would keep a block, and the next one, in pieces that fit nothing.
             give_back_memory()
         # Normal tensors also inside of a forward in inference mode: gradients may be taken through them later.
@@ -84,21 +84,23 @@ class StreamedBlocks:
         self._loaded.add(layer)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """While the context is open, all blocks have their weights."""
-        self._held = True
+    def held(self, without: Collection[str] = ()) -> Iterator[None]:
+        """While the context is open, all blocks have their weights, but for those of the canonical names `without`."""
+        self._release_all()  # a block that has its weights has all of them
+        self._held, self._without = True, frozenset(without)
         try:
             for layer in range(len(self._blocks)):
                 self.load(layer)
             yield
         finally:
-            self._held = False
-            for layer in tuple(self._loaded):
-                self._release(layer)
+            self._held, self._without = False, frozenset()
+            self._release_all()
 
     def _assign(self, layer: int) -> None:
         prefix = self._architecture.layer_path(layer, "")
-        named = {name.removeprefix(prefix): source[name] for name, source in self._sources[layer].items()}
+        names = {name: name.removeprefix(prefix) for name in self._sources[layer]}
+        empty = {self._stored(names[name]) for name in self._without & names.keys()}
+        named = {names[name]: self._sources[layer][name][name] for name in names if name not in self._without}
         for packed, _ in self._architecture.packed:
             rows = split_rows(self._architecture, self._dimensions, packed)
             for leaf in ("weight", "bias"):
@@ -109,13 +111,22 @@ class StreamedBlocks:
             found = block.load_state_dict(named, strict=False, assign=True)
         except RuntimeError as error:
             raise InvalidInputError(f"weights do not fit config.json: {' '.join(str(error).split())}") from error
-        wrong = [*found.missing_keys, *found.unexpected_keys]
+        wrong = [*(name for name in found.missing_keys if name not in empty), *found.unexpected_keys]
         if wrong:
             raise InvalidInputError(
                 f"{len(wrong)} weights of layer {layer} are missing or not those of a {self._architecture.name} model "
                 f"of this config, the first is {prefix}{wrong[0]}"
             )
         block.requires_grad_(False)
+
+    def _stored(self, name: str) -> str:
+        """The parameter of the torch model that the weight `name` of a block is in."""
+        path, _, leaf = name.rpartition(".")
+        return f"{self._architecture.packed_into(path) or path}.{leaf}"
+
+    def _release_all(self) -> None:
+        for layer in tuple(self._loaded):
+            self._release(layer)
 
     def _release(self, layer: int) -> None:
         if layer in self._loaded:
@@ -144,13 +155,18 @@ def streamed(model: Module) -> StreamedBlocks | None:
 
 
 @contextmanager
-def held(model: Module) -> Iterator[None]:
-    """While the context is open, `model` has the weights of all of its blocks."""
+def held(model: Module, without: Collection[str] = ()) -> Iterator[None]:
+    """While the context is open, `model` has the weights of all of its blocks.
+
+    Args:
+        model: of which nothing changes where it was not given to `stream`.
+        without: canonical names of weights that are not read; where blocks are streamed, they have none meanwhile.
+    """
     blocks = streamed(model)
     if blocks is None:
         yield
         return
-    with blocks.held():
+    with blocks.held(without):
         yield
 
 

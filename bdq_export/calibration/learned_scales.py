@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ from bdq_export.learning.state import QuantizedModel
 from bdq_export.learning.student import learning
 from bdq_export.options import ExportOptions
 from bdq_export.process_memory import give_back_memory
+from bdq_export.quantize.sequential import kept
 from bdq_export.resume import NOWHERE, ProgressStore
-from bdq_export.streamed_blocks import held
+from bdq_export.streamed_blocks import held, streamed
 from bdq_runtime.packing import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -99,11 +101,11 @@ def learn_scales(
     parameters = initial_parameters(space.architecture, space.dimensions, start)
     space.quantization.reset({})  # the student quantizes by itself
     runner = BlockRunner(space.model, space.architecture.layers, space.tokens, fast=False)
-    with held(space.model), learning(space.model, space.architecture, space.dimensions, start, parameters):
-        _drop_linears(space)
+    with _without_linears(space), learning(space.model, space.architecture, space.dimensions, start, parameters):
         give_back_memory()
         result = tune(runner, parameters, heads, train, judged, space.progress, options, store)
     found = learned_state(space.architecture, space.dimensions, start, parameters)
+    found = replace(found, quantized=kept(candidate.weights, found.quantized))
     give_back_memory()
     _compute_with(space, found)
     learned = LearnedScales(before, space.measure(loss), result.steps)
@@ -131,12 +133,20 @@ def _teacher(space: Workspace, held_out: Tensor) -> tuple[Heads, Sequences, Sequ
     return Heads(head(space.model), head(twin)), train, seen(held_out)
 
 
-def _drop_linears(space: Workspace) -> None:
-    """Free the values of the blocks' weights: the student has their codes, and `_compute_with` puts them back."""
-    for site in all_sites(space.architecture, space.dimensions):
-        for name in modules_of(space.architecture, space.dimensions, site):
-            weight = space.model.get_submodule(name).get_parameter("weight")
-            weight.data = weight.new_zeros(()).expand(weight.shape)
+@contextmanager
+def _without_linears(space: Workspace) -> Iterator[None]:
+    """While the context is open, the model has everything but its blocks' linears: the student has their codes.
+
+    Afterwards it has to be given weights.
+    """
+    if streamed(space.model) is None:
+        for site in all_sites(space.architecture, space.dimensions):
+            for name in modules_of(space.architecture, space.dimensions, site):
+                weight = space.model.get_submodule(name).get_parameter("weight")
+                weight.data = weight.new_zeros(()).expand(weight.shape)
+    # Norms and biases of all blocks are a few numbers a row: read once, and no block is folded again in each forward.
+    with held(space.model, without=[f"{path}.weight" for path in space.linears()]):
+        yield
 
 
 def _compute_with(space: Workspace, state: QuantizedModel) -> None:

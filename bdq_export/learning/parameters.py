@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from bdq_export.calibration.sites import Site, block_sites
 from bdq_export.float_model import LinearSlice, locate_linear
-from bdq_export.lazy_weights import changed
+from bdq_export.lazy_weights import changed, shape_of
 from bdq_export.learning.state import QuantizedModel
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.packing import QuantizedWeight
@@ -88,7 +88,7 @@ def initial_parameters(architecture: Architecture, dimensions: Dimensions, state
             for path in sites
             if path in state.online and (diagonal := state.online[path].diagonal) is not None
         },
-        gains={norm: _zeros(state.weights[f"{norm}.weight"].numel()) for norm in norms},
+        gains={norm: _zeros(*shape_of(state.weights, f"{norm}.weight")) for norm in norms},
         clips={path: _number(state.activations[path].clip) for path in sites if path in state.activations},
         key_clips={layer: _number(spec.key_clip) for layer, spec in state.dynamic_caches.items()},
         value_clips={layer: _number(spec.value_clip) for layer, spec in state.dynamic_caches.items()},

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from bdq_export.quantize.grid import to_blocks
-from bdq_runtime.packing import QuantizedWeight
+from bdq_runtime.packing import ODD, QuantizedWeight
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class ScaledWeight:
 
     Attributes:
         values: what products read, in their dtype: `[N, K]` integers where a row has one scale, else the dequantized
-            weight `[N, B, block]`, whose last block ends in zeros.
+            weight `[N, B, block]`, whose last block ends in zeros; `[N, K]` of a weight that is not quantized.
         columns: K.
         scales: `[N]`, those of rows that have one; else ones.
         log_factors: of the scales, `[N, 1]` or `[N, B]`; None where the weight is not quantized.
@@ -36,21 +36,20 @@ class ScaledWeight:
     log_factors: Parameter | None
 
     @classmethod
-    def of(
-        cls, weight: Tensor, quantized: QuantizedWeight | None, log_factors: Parameter | None, dtype: torch.dtype
-    ) -> ScaledWeight:
-        """The part whose dequantized weight is `weight` `[N, K]`, for products in `dtype`."""
-        rows, columns = weight.shape
-        scales = torch.ones(rows)
-        if quantized is not None and quantized.scales.shape[1] == 1:
-            # Integers then, which bfloat16 holds exactly; a row of zeros has any scale.
+    def of(cls, quantized: QuantizedWeight, log_factors: Parameter, dtype: torch.dtype) -> ScaledWeight:
+        """The part whose weight is `quantized`, for products in `dtype`."""
+        rows, columns = quantized.codes.shape
+        if quantized.scales.shape[1] == 1:
             scales = torch.from_numpy(quantized.scales[:, 0])
-            scales = torch.where(scales == 0, 1.0, scales)
-        values = weight / scales[:, None]
-        if log_factors is not None and log_factors.shape[1] > 1:
-            assert quantized is not None, "only scales of quantized weights are learned"
-            values = to_blocks(values, quantized.spec)
-        return cls(values.to(dtype), columns, scales, log_factors)
+            # A row of zeros has any scale.
+            return cls(_integers(quantized, dtype), columns, torch.where(scales == 0, 1.0, scales), log_factors)
+        values = to_blocks(torch.from_numpy(quantized.dequantize()), quantized.spec)
+        return cls(values.to(dtype).contiguous(), columns, torch.ones(rows), log_factors)
+
+    @classmethod
+    def of_float(cls, weight: Tensor, dtype: torch.dtype) -> ScaledWeight:
+        """The part whose weight is `weight` `[N, K]`, of which nothing is learned, for products in `dtype`."""
+        return cls(weight.to(dtype), weight.shape[1], torch.ones(weight.shape[0]), None)
 
     @property
     def in_blocks(self) -> bool:
@@ -71,12 +70,6 @@ class ScaledWeight:
         if self.log_factors is None or self.in_blocks:
             return self.scales
         return self.scales * self.log_factors.detach()[:, 0].exp()
-
-    def factor_gradient(self, matrix: Tensor, by_matrix: Tensor) -> Tensor:
-        """Gradient of `log_factors` `[N, B]` from that of `matrix()`, both `[N, K]`."""
-        products = matrix.float() * by_matrix.float()
-        padding = self.values.shape[1] * self.values.shape[2] - self.columns
-        return torch.nn.functional.pad(products, (0, padding)).view(self.values.shape).sum(-1)
 
 
 def scaled_product(values: Tensor, steps: Tensor | None, log_factors: Tensor | None, weight: ScaledWeight) -> Tensor:
@@ -103,16 +96,18 @@ class _ScaledProduct(torch.autograd.Function):
         if steps is not None:
             result *= steps
         ctx.save_for_backward(values, steps, matrix, scales, result)
-        ctx.weight = weight
+        # Not the weight: a context lives until the gradient has come through, and what is not saved for it is not
+        # dropped where a block is computed again, so all blocks would be held.
+        ctx.blocks = weight.values.shape if weight.in_blocks else None
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         values, steps, matrix, scales, result = ctx.saved_tensors
-        weight: ScaledWeight = ctx.weight
+        blocks: torch.Size | None = ctx.blocks
         _, needs_steps, needs_factors, _ = ctx.needs_input_grad
         by_steps = by_factors = None
-        if needs_steps or (needs_factors and not weight.in_blocks):
+        if needs_steps or (needs_factors and blocks is None):
             # The result is proportional to its step and to its row's factor.
             shares = gradient * result
             by_steps = shares.sum(-1, keepdim=True) / steps if needs_steps else None
@@ -121,7 +116,28 @@ class _ScaledProduct(torch.autograd.Function):
         if steps is not None:
             inner *= steps
         inner = inner.to(matrix.dtype)
-        if needs_factors and weight.in_blocks:
+        if needs_factors and blocks is not None:
             by_matrix = inner.flatten(0, -2).t() @ values.flatten(0, -2)
-            by_factors = weight.factor_gradient(matrix, by_matrix)
+            by_factors = _factor_gradient(matrix, by_matrix, blocks)
         return inner @ matrix, by_steps, by_factors if needs_factors else None, None
+
+
+def _integers(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """What `[N, K]` codes of rows with one scale count of it; bfloat16 holds that exactly."""
+    # In one order, whatever that of the codes is: a product adds up by it.
+    values = torch.from_numpy(quantized.codes).to(dtype, memory_format=torch.contiguous_format)
+    if quantized.spec.grid == ODD:
+        values.mul_(2).sub_((1 << quantized.spec.bits) - 1)
+    elif quantized.zero_points is None:
+        values.sub_(1 << (quantized.spec.bits - 1))
+    else:
+        values.sub_(torch.from_numpy(quantized.zero_points))
+    empty = torch.from_numpy(quantized.scales) == 0
+    return values.masked_fill_(empty, 0.0) if bool(empty.any()) else values
+
+
+def _factor_gradient(matrix: Tensor, by_matrix: Tensor, blocks: torch.Size) -> Tensor:
+    """Gradient of factors `[N, B]` from that of the `[N, K]` matrix that they scale, in `blocks` `[N, B, block]`."""
+    products = matrix.float() * by_matrix.float()
+    padding = blocks[1] * blocks[2] - matrix.shape[1]
+    return torch.nn.functional.pad(products, (0, padding)).view(blocks).sum(-1)

@@ -1,7 +1,7 @@
 """A transformers model whose quantizers have gradients: codes of weights are fixed, scales around them are learned.
 
-Products of integer codes are exact in bfloat16 (fewer than 256 levels on both sides), so a weight is kept as its codes
-in two bytes, and no gradient of it is needed: what is learned lies on its rows and on its inputs.
+Products of integer codes are exact in bfloat16 (fewer than 256 levels on both sides), so a product reads the codes of a
+weight in two bytes, and no gradient of it is needed: what is learned lies on its rows and on its inputs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from bdq_export.learning.parameters import Parameters, all_sites, modules_of
 from bdq_export.learning.scaled_product import ScaledWeight, scaled_product
 from bdq_export.learning.state import QuantizedModel
 from bdq_export.learning.straight_through import channel_values, rotate, rotate_online, row_values, token_codes
+from bdq_export.learning.weight_sources import WeightSource, WeightSources
+from bdq_export.streamed_blocks import streamed
 from bdq_export.transform.kronecker import apply_kronecker
 from bdq_models import Architecture, Dimensions
 from bdq_runtime.specs import ActivationQuantization, StaticKVQuantization
@@ -42,20 +44,23 @@ def learning(
     """Let `model` compute as `state` with `parameters` while the context is open, and as before afterwards.
 
     Args:
-        model: computes with the values of `state` (folded weights, quantized ones dequantized); nothing is attached.
+        model: of `state`; has its embedding, norms, biases and (dequantized) lm_head, weights of linears are not read.
+            Where its blocks are streamed, what products read is made of codes in each forward and not kept.
         architecture: its family.
         dimensions: its sizes.
         state: the quantized model.
         parameters: of `initial_parameters` for `state`.
     """
     last = _LastInput()
+    blocks = streamed(model)
+    weights = WeightSources(state, parameters, product_dtype(), None if blocks is None else blocks.scratch)
     with ExitStack() as stack:
         for site in all_sites(architecture, dimensions):
             source = _SiteInput(site.paths[0], state, parameters, last)
             for name, places in modules_of(architecture, dimensions, site).items():
                 module = model.get_submodule(name)
-                parts = [(f"{path}.weight", place.start, place.stop) for path, place in places]
-                module.forward = _Linear(module, parts, source, state, parameters)
+                parts = [weights(f"{path}.weight") for path, _ in places]
+                module.forward = _Linear(module._parameters.get("bias"), parts, source)
                 stack.callback(delattr, module, "forward")
         for name, gain in parameters.gains.items():
             stack.callback(model.get_submodule(name).register_forward_hook(_scaled_output(gain)).remove)
@@ -120,27 +125,18 @@ class _SiteInput:
 class _Linear:
     """The forward of a linear module: codes times codes, then steps, scales and learned factors."""
 
-    def __init__(
-        self,
-        module: Module,
-        parts: list[tuple[str, int, int]],
-        source: _SiteInput,
-        state: QuantizedModel,
-        parameters: Parameters,
-    ) -> None:
-        weight = module.get_parameter("weight").detach()
-        self._source = source
-        self._bias: Tensor | None = module._parameters.get("bias")
-        self._parts = [
-            ScaledWeight.of(weight[start:stop], state.quantized.get(name), parameters.scales.get(name), product_dtype())
-            for name, start, stop in parts
-        ]
+    def __init__(self, bias: Tensor | None, parts: list[WeightSource], source: _SiteInput) -> None:
+        self._bias, self._parts, self._source = bias, parts, source
 
     def __call__(self, x: Tensor) -> Tensor:
         operand = self._source(x)
-        outputs = [scaled_product(operand.values, operand.steps, part.log_factors, part) for part in self._parts]
+        outputs = [_product(operand, part()) for part in self._parts]
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         return y if self._bias is None else y + self._bias
+
+
+def _product(operand: _Operand, weight: ScaledWeight) -> Tensor:
+    return scaled_product(operand.values, operand.steps, weight.log_factors, weight)
 
 
 def _scaled_output(log_factors: Parameter) -> Callable[[Module, Any, Tensor], Tensor]:

@@ -81,6 +81,37 @@ def test_all_blocks_can_be_held(tiny_model):
     assert torch.equal(found, logits(load_float_model(tiny, tiny.weights)))
 
 
+@pytest.mark.parametrize("family", ["llama_biases", "phi3"])
+def test_blocks_can_be_held_without_some_weights(family, tiny_model):
+    """Nobody reads those, not even of a block that had them before."""
+    tiny = tiny_model(family)
+    weights = Lazy(tiny.weights)
+    model = load_float_model(tiny, weights)
+    before = logits(model)
+    left_out = {name for name in tiny.weights if name.endswith("_proj.weight") and ".layers." in name}
+    kept = {name for name in tiny.weights if ".layers." in name} - left_out
+    weights.read.clear()
+    with held(model, without=left_out):
+        assert sorted(weights.read) == sorted(kept)
+        for block in model.model.layers:
+            parameters = dict(block.named_parameters())
+            assert all(each.is_meta == name.endswith("_proj.weight") for name, each in parameters.items())
+    assert torch.equal(logits(model), before)
+
+
+def test_weights_that_are_missing_besides_those_left_out(tiny_model):
+    tiny = tiny_model("llama")
+    weights = dict(tiny.weights)
+    del weights["model.layers.1.input_layernorm.weight"]
+    model = load_float_model(tiny, Lazy(weights))
+    left_out = [name for name in weights if name.endswith("_proj.weight")]
+    with (
+        pytest.raises(InvalidInputError, match=r"^1 weights of layer 1 are missing .*input_layernorm"),
+        held(model, left_out),
+    ):
+        pass
+
+
 def test_gradients_go_through_blocks_that_were_loaded_without_them(tiny_model):
     tiny = tiny_model("llama")
     model = load_float_model(tiny, Lazy(tiny.weights))

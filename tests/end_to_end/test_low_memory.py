@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdq_export import export, float_model, preflight
+from bdq_export import calibrate, export, float_model, preflight
+from bdq_export.options import ExportOptions
 from bdq_export.preflight import Estimate
 from bdq_export.scratch import Scratch
 
@@ -53,15 +54,28 @@ def _slow(family, options):
         ("llama", {"scheme": "w4a4kv4"}),
         _slow("qwen2", {"scheme": "w4a4kv4", "effort": "best"}),
         _slow("qwen3", {"scheme": "w4a16kv4", "kv_scales": "static", "effort": "fast"}),
+        _slow("llama_biases", {"scheme": "w4a16", "effort": "best", "block_size": 32}),
+        _slow("phi3", {"scheme": "w3a4", "block_size": 64, "keep": ("*.1.self_attn.k_proj=16",)}),
         _slow("llama3", {"scheme": "w4a4kv4", "effort": "fast", "transform": "spin"}),
         _slow("mistral", {"scheme": "w4a4kv4", "effort": "fast", "transform": "kronecker"}),
     ],
 )
-def test_same_bytes(both, family, options):
+def test_same_bytes(both, family, options, monkeypatch):
+    """And the same losses where scales are learned, which bytes do not tell of what was learned in vain."""
+    learned, real = [], calibrate.learn_scales
+
+    def noted(*given):
+        found = real(*given)
+        learned.append(found[2])
+        return found
+
+    monkeypatch.setattr(calibrate, "learn_scales", noted)
     whole, blocks = both(family, **options)
     assert whole.keys() == blocks.keys()
     assert len(whole) == 2
     assert whole == blocks
+    assert len(learned) == 2 * ExportOptions(**{**SMALL, **options}).learns
+    assert len(set(learned)) <= 1
 
 
 def test_blocks_are_streamed_where_asked_and_where_memory_is_short(model_dir, tmp_path, monkeypatch):
