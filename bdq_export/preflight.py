@@ -11,6 +11,8 @@ embedding (and as many again in lm_head), b bytes a stored value of the checkpoi
              + 3 * 4 * tokens * hidden      inputs and outputs of one block, float and quantized, with calibration
              + 6 * 8 * largest K squared    Hessians of one block with factor, inverse and work space, with gptq
              + 2 P + 2 * tokens * hidden    codes and the teacher's states in bfloat16, where scales are learned;
+             + 20 S                         S numbers that are learned there: value, gradient, two moments, best so far,
+             + 8 * length * layers * hidden     the inputs of all blocks for two sequences;
              + 32 * 128 * vocab             and logits there, 128 rows eight times over,
              + 8 * length * (20 hidden + 8 intermediate)    and what one block keeps for its gradient;
                                             these two, and lm_head in bfloat16, where rotations are
@@ -27,7 +29,9 @@ have P or 4 E become
              + 20 E, 28 E where untied      embedding and lm_head, float and quantized, and what making one takes
              + P * bits / 8                 inside onnxruntime when the file is verified, with stock operators
              + 4 E                          unless --transform none
-             + 6 P                          where scales are learned: all blocks while codes are made (rotations: 4 P)
+             + 4 P                          where rotations are learned
+
+without the 2 P: learned scales make what products read of one block at a time.
 
     disk   =   4 P + 4 E                    the float graph that is checked against torch
              + P * bits / 8 + P / 8         packed weights, scales and zero points
@@ -40,13 +44,13 @@ have P or 4 E become
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bdq_export import parallel
 from bdq_export.calibration.output_groups import GPTQ_SEQUENCES, group_sizes
 from bdq_export.checkpoint.directory import Checkpoint
-from bdq_export.errors import InvalidInputError, ResourceError
+from bdq_export.errors import InvalidInputError, ResourceError, UsageError
 from bdq_export.options import BDQ, KRONECKER, SPIN, ExportOptions
 from bdq_export.quantize.target_bits import GRADIENT_TOKENS
 from bdq_export.scheme import QuantScheme
@@ -57,6 +61,7 @@ _LIBRARIES = 700 * _MEGABYTE
 _SIDE_FILES = 64 * _MEGABYTE
 _BLOCK_BYTES = 24
 _TABLE_BYTES, _MADE_TABLE_BYTES = 8, 12
+_LEARNED_BYTES = 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -106,8 +111,10 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
         memory += 0 if options.learns else gradient
     learned = 0
     if options.learns:
-        learned += (6 if streamed else 2) * parameters
+        learned += 0 if streamed else 2 * parameters
         learned += 2 * options.samples * options.seq_len * dimensions.hidden_size
+        learned += _LEARNED_BYTES * _learned_numbers(dimensions, options)
+        learned += 4 * 2 * options.seq_len * dimensions.layers * dimensions.hidden_size
     elif options.transform == SPIN:
         learned += 2 * embedding + (4 * parameters if streamed else 0)
     if options.learns or options.transform == SPIN:
@@ -125,14 +132,27 @@ def estimate(dimensions: Dimensions, parameters: int, options: ExportOptions, st
     return Estimate(memory_bytes=memory, disk_bytes=disk, streamed=streamed)
 
 
+def _learned_numbers(dimensions: Dimensions, options: ExportOptions) -> int:
+    """Scales of the weights of blocks, diagonals in front of them, gains of norms (at most four a block)."""
+    scales = sum(outputs * -(-inputs // (options.scale_block or inputs)) for outputs, inputs in _linears(dimensions))
+    queries = dimensions.heads * dimensions.head_dim
+    diagonals = 2 * dimensions.hidden_size + queries + dimensions.intermediate_size
+    return dimensions.layers * (scales + diagonals + 4 * dimensions.hidden_size)
+
+
 def _curvature_bytes(dimensions: Dimensions, options: ExportOptions) -> tuple[int, int]:
     """Of the inputs of all blocks, and of a float16 factor for each group of outputs of each linear."""
+    factors = sum(size * size for outputs, _ in _linears(dimensions) for size in group_sizes(outputs))
+    tokens = min(options.samples, GPTQ_SEQUENCES) * options.seq_len
+    return dimensions.layers * 2 * tokens * dimensions.hidden_size, dimensions.layers * factors
+
+
+def _linears(dimensions: Dimensions) -> tuple[tuple[int, int], ...]:
+    """Outputs and inputs of q, k, v, o, gate, up and down."""
     hidden, mlp = dimensions.hidden_size, dimensions.intermediate_size
     queries, keys = dimensions.heads * dimensions.head_dim, dimensions.kv_heads * dimensions.head_dim
-    outputs = (queries, keys, keys, hidden, mlp, mlp, hidden)
-    factors = sum(size * size for count in outputs for size in group_sizes(count))
-    tokens = min(options.samples, GPTQ_SEQUENCES) * options.seq_len
-    return dimensions.layers * 2 * tokens * hidden, dimensions.layers * factors
+    attention = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
+    return (*attention, (mlp, hidden), (mlp, hidden), (hidden, mlp))
 
 
 def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, low_memory: bool = False) -> Estimate:
@@ -159,9 +179,11 @@ def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, l
         need = least if low_memory or least.memory_bytes < need.memory_bytes else need
     wanted = need.memory_bytes * processes
     if memory is not None and wanted > memory:
+        held = ", with the weights of one block at a time," if need.streamed else ""
+        cheaper = _cheaper(checkpoint, options, memory // processes)
         raise ResourceError(
-            f"this export needs about {_shown(wanted)} of memory but {_shown(memory)} are available; "
-            "close other programs, use --transform none --weights rtn, or a larger machine"
+            f"this export needs about {_shown(wanted)} of memory{held} but {_shown(memory)} are available; "
+            f"close other programs{'' if cheaper is None else f', use {cheaper}'}, or take a larger machine"
         )
     folder = existing_folder(out)
     disk = shutil.disk_usage(folder).free
@@ -171,6 +193,27 @@ def check_resources(checkpoint: Checkpoint, out: Path, options: ExportOptions, l
             "free some or choose an OUT on another disk"
         )
     return need
+
+
+def _cheaper(checkpoint: Checkpoint, options: ExportOptions, memory: int) -> str | None:
+    """Options with which the export fits `memory`, those that change least first; None where it does not.
+
+    Weights one block at a time need not be asked for: `check_resources` has tried that.
+    """
+    plain = {"transform": "none", "weights": "rtn"}
+    ways: list[tuple[str, dict[str, str]]] = [("--transform none --weights rtn", plain)]
+    if options.learns:
+        fast = {"effort": "fast", "loss": "kl"}
+        ways = [("--effort fast", fast), (f"--effort fast {ways[0][0]}", {**fast, **plain})]
+    for words, changes in ways:
+        try:
+            changed = replace(options, loss_delta=0.5, loss_target="teacher", **changes)  # type: ignore[arg-type]
+        except UsageError:  # not together with what else was asked for
+            continue
+        needs = (estimate(checkpoint.dimensions, checkpoint.parameters, changed, each) for each in (False, True))
+        if min(need.memory_bytes for need in needs) <= memory:
+            return words
+    return None
 
 
 def existing_folder(path: Path) -> Path:
