@@ -1,6 +1,8 @@
 """Export a synthetic Llama and print its size and the highest anonymous memory, in all and by stage, as JSON.
 
-python export_peak.py FOLDER LAYERS low|whole
+python export_peak.py FOLDER LAYERS low|whole [EFFORT]
+
+EFFORT is "fast" unless given, which learns nothing.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class Watch(QuietProgress):
 def main() -> None:
     """Run the export."""
     folder, layers, low = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "low"
+    effort = sys.argv[4] if len(sys.argv) > 4 else "fast"
     parameters = write_model(folder / "model", layers)
     give_back_memory()  # what is left of it is not the export's
     text = folder / "text.txt"
@@ -113,7 +116,7 @@ def main() -> None:
         folder / "model",
         folder / "out",
         scheme="w4a4kv4",
-        effort="fast",
+        effort=effort,
         calib=str(text),
         calib_samples=4,
         calib_seq_len=64,
