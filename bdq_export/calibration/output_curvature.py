@@ -16,7 +16,7 @@ docs/measurements.md has the figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,7 @@ from bdq_export.calibration.blocks import BlockRunner
 from bdq_export.calibration.output_gradients import SiteGradients, site_gradients
 from bdq_export.calibration.output_groups import GROUP
 from bdq_export.calibration.statistics import InputObserver, InputStatistics
+from bdq_export.process_memory import return_freed_memory
 from bdq_export.progress import Progress
 from bdq_export.quantize.gptq import output_factor
 from bdq_export.scratch import Scratch
@@ -96,16 +97,30 @@ def output_curvature(
     weights: dict[str, Tensor] = {}
     with progress.stage("curvature", total=dimensions.layers) as stage:
         for parts in site_gradients(runner, architecture, dimensions, online, seeds, kept):
-            seen = _Block()
-            for batch in parts:
-                seen.add(batch)
-            for path, observer in seen.moments.items():
-                groups = [observer.statistics(group) for group in observer.paths()]
-                factors[path] = tuple(kept(packed(_factor(group))) for group in groups)
-            for module, paths in seen.sites.items():
-                weights[module] = _weights([torch.cat(seen.squares[path]) for path in paths])
+            measured, block_weights = _measured(parts)
+            factors.update({path: tuple(kept(each) for each in groups) for path, groups in measured.items()})
+            weights.update(block_weights)
+            # Moments come and go in sizes that the allocator keeps in pieces: 5 MB a block of a synthetic Llama.
+            del measured
+            return_freed_memory()
             stage.advance()
     return OutputCurvature(factors, weights)
+
+
+def _measured(
+    parts: Iterable[Sequence[SiteGradients]],
+) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+    """Of one block, whose batches are `parts`: packed factors by path, weights of tokens by module."""
+    seen = _Block()
+    for batch in parts:
+        seen.add(batch)
+    factors = {}
+    for path, observer in seen.moments.items():
+        factors[path] = tuple(packed(_factor(observer.statistics(group))) for group in observer.paths())
+    weights = {
+        module: _weights([torch.cat(seen.squares[path]) for path in paths]) for module, paths in seen.sites.items()
+    }
+    return factors, weights
 
 
 class _Block:
