@@ -117,13 +117,13 @@ def test_the_peak_hardly_grows_with_layers(tmp_path, effort):
         found.append(json.loads(done.stdout))
     few, many = found
     further = many["parameters"] - few["parameters"]
+    # About 1 byte each was measured, the allocator's whims in it; all weights in memory take 13.
+    assert many["peak"] - few["peak"] < 2 * further
     if effort == "standard":
         # The student is put together after GPTQ: 7.6 and 4.6 bytes each were measured with the operands of all blocks,
-        # 0.1 and 0.4 with those of one.
+        # 0.1 and 0.4 to 1.2 with those of one.
         for stage in ("after gptq", "learn scales"):
             assert many["stages"][stage] - few["stages"][stage] < 2 * further, stage
         return
-    # About 1 byte each was measured, the allocator's whims in it; all weights in memory take 13.
-    assert many["peak"] - few["peak"] < 2 * further
     for stage in ("build float graph", "check float graph", "quantize graph", "write", "verify", "after verify"):
         assert many["stages"][stage] - few["stages"][stage] < further, stage
