@@ -67,7 +67,7 @@ def test_the_written_file_is_what_was_learned(
     options = {"weights": "gptq", "effort": "best", "transform": "bdq", "calib_samples": 7}
     out, metrics = _export(model_dir("llama"), tmp_path / "out", scheme, **options)
     after, before = _learned(out)
-    assert after < 0.97 * before, "learning gained too little to tell whether it is in the file"
+    assert after < 0.98 * before, "learning gained too little to tell whether it is in the file"
     assert metrics["kl"] == pytest.approx(after, rel=0.01)
 
 
@@ -137,7 +137,9 @@ def _genai_answer(folder: Path, count: int = 8) -> list[int]:
 def test_a_scheme_is_exported_and_runs_without_the_library(
     scheme: str, executed: str, model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder, metrics = _export(model_dir("llama3", tie_word_embeddings=True), tmp_path / "out", scheme)
+    nothing_to_calibrate = {"calib_samples": None, "calib_seq_len": None} if scheme == "w3a16" else {}
+    source = model_dir("llama3", tie_word_embeddings=True)
+    folder, metrics = _export(source, tmp_path / "out", scheme, **nothing_to_calibrate)
     assert metrics["executed_precision"] == executed
     assert np.isfinite(metrics["ppl_quantized"])
     assert inspect(folder).metadata["bdq.executed_precision"] == executed
