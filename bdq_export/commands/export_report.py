@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import bdq_export
 from bdq_export.commands.graph_summary import bdq_operators, executed_precision
+from bdq_export.integer_products import saturates
 from bdq_export.options import ExportOptions
 from bdq_export.package.metadata import ModelMetadata
 from bdq_export.package.op_library import OpLibrary
@@ -78,7 +79,7 @@ def make_report(
         bits=calibration.bits,
         verification=verification,
         notes=_notes(checkpoint, calibration, options, graph),
-        warnings=(*calibration.warnings, *_library_warnings(library)),
+        warnings=(*calibration.warnings, *_library_warnings(library), *_saturation_warnings(options)),
         operators=() if library is None else library.operators,
         op_library=None if library is None else library.name,
         op_library_platform=None if library is None or library.path is None else library.platform,
@@ -119,6 +120,15 @@ def _library_warnings(library: OpLibrary | None) -> tuple[str, ...]:
     if library is None or library.path is not None:
         return ()
     return (f"no op library lies beside the model ({library.reason}); it runs on standard operators, which is slower",)
+
+
+def _saturation_warnings(options: ExportOptions) -> tuple[str, ...]:
+    if not options.is_static or not saturates():
+        return ()
+    return (
+        "ONNX Runtime saturates sums of static w8a8 on this processor (x86 without VNNI): the measured figures are of "
+        "that, and other processors compute the file better",
+    )
 
 
 def _weight_bytes(graph: ir.Model) -> int:
