@@ -163,6 +163,7 @@ def test_auto_goes_back_when_the_final_weights_are_worse(options, tiny_model, mo
         assert weight.codes.tobytes() == result.quantized[name].codes.tobytes()
 
 
+@pytest.mark.slow  # learned schemes have such a test, too
 def test_the_same_seed_gives_the_same_bytes(tiny_model):
     tiny = tiny_model("llama")
     results = [run(tiny)[1] for _ in range(2)]

@@ -186,7 +186,11 @@ def test_the_parts_of_a_result_belong_together(family, tiny_model, run):
 
 @pytest.mark.parametrize(
     "options",
-    [{"effort": "best", "transform": "bdq"}, {"effort": "fast", "transform": "kronecker"}, {"transform": "spin"}],
+    [
+        {"effort": "best", "transform": "bdq"},
+        pytest.param({"effort": "fast", "transform": "kronecker"}, marks=pytest.mark.slow),
+        pytest.param({"transform": "spin"}, marks=pytest.mark.slow),
+    ],
     ids=lambda options: options["transform"],
 )
 def test_two_sequences_suffice_for_everything_that_is_learned(options, tiny_model, run):

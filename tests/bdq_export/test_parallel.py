@@ -87,7 +87,7 @@ def test_two_processes_find_what_one_finds(case, directory, tmp_path):
             assert first.values[name][path] == pytest.approx(value, rel=0.02)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     ("how", "code"),
     [
@@ -108,6 +108,7 @@ def test_what_ends_one_ends_all_with_its_code(how, code, rank, directory, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_fewer_sequences_than_processes_are_refused(directory, tmp_path):
     processes = run(2, directory, tmp_path / "out", json.dumps({**SIZES, "calib_samples": 2, "effort": "fast"}))
     said = [process.communicate(timeout=120)[0] for process in processes]

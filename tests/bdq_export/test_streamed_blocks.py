@@ -16,6 +16,7 @@ from bdq_export.streamed_blocks import held, load_block
 from bdq_runtime.packing import PerBlock, QuantSpec
 
 FAMILIES = ("llama", "llama_biases", "qwen3", "phi3", "gemma3")
+LONG = ("llama_biases", "gemma3")
 TOKENS = torch.arange(3, 51).reshape(2, 24)
 
 
@@ -154,7 +155,9 @@ def test_the_writer_is_the_same(family, fast, tiny_model, tmp_path, monkeypatch)
     assert all(parameter.untyped_storage().data_ptr() not in storages for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in FAMILIES]
+)
 def test_graphs_of_lazy_weights_are_the_same(family, tiny_model):
     changes = {"partial_rotary_factor": 1.0} if family == "phi3" else {}
     tiny = tiny_model(family, **changes)
