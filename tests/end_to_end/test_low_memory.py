@@ -117,8 +117,9 @@ def test_the_peak_hardly_grows_with_layers(tmp_path, effort):
         found.append(json.loads(done.stdout))
     few, many = found
     further = many["parameters"] - few["parameters"]
-    # About 1 byte each was measured, the allocator's whims in it; all weights in memory take 13.
-    assert many["peak"] - few["peak"] < 2 * further
+    # About 1 byte each was measured, with learning 0.7 and 2.0, the allocator's whims in it; all weights in memory take
+    # 13, and operands of all blocks took 4.4.
+    assert many["peak"] - few["peak"] < (3 if effort == "standard" else 2) * further
     if effort == "standard":
         # The student is put together after GPTQ: 7.6 and 4.6 bytes each were measured with the operands of all blocks,
         # 0.1 and 0.4 to 1.2 with those of one.
