@@ -32,7 +32,7 @@ class MergeLowBitLinearsPass(GraphPass):
     attributes but `N`, and what stands in front must be equal; and all weights but the last have whole panels of 16
     channels. Others are left as they are. Numbers do not change. The number of linears in the metadata is corrected.
 
-    Requires LOWERED as far as these linears go, ensures the same. A second run changes nothing.
+    Requires QUANTIZED, ensures QUANTIZED. A second run changes nothing.
     """
 
     name: ClassVar[str] = "merge-low-bit-linears"

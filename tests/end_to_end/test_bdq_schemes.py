@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from answers import PROMPT, answer, genai_answer
 from contrib_operators import GatherBlockQuantized, SkipSimplifiedLayerNormalization
 from onnx.reference import ReferenceEvaluator
 
@@ -34,7 +35,6 @@ QUICK: dict[str, Any] = {
     "weights": "rtn",
 }
 CONTRIB = (GatherBlockQuantized, SkipSimplifiedLayerNormalization)
-PROMPT = list(range(40, 56))
 
 
 def _export(source: Path, out: Path, scheme: str, **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -77,16 +77,6 @@ def _unread(proto: onnx.ModelProto) -> set[str]:
     return {weight.name for weight in proto.graph.initializer} - read
 
 
-def _answer(folder: Path, count: int = 8, use_library: bool | None = None) -> list[int]:
-    model = LanguageModel(folder, use_library=use_library)
-    tokens = []
-    logits = model.append(PROMPT)
-    for _ in range(count):
-        tokens.append(int(logits[-1].argmax()))
-        logits = model.append(tokens[-1:])
-    return tokens
-
-
 def _reference_answer(folder: Path, count: int = 8) -> list[int]:
     """From the functions in the file, run by onnx."""
     proto = onnx.load(folder / "model.onnx")
@@ -105,20 +95,6 @@ def _reference_answer(folder: Path, count: int = 8) -> list[int]:
         past = dict(zip(past, present, strict=True))
         tokens.append(int(logits[0, -1].argmax()))
         fed = tokens[-1:]
-    return tokens
-
-
-def _genai_answer(folder: Path, count: int = 8) -> list[int]:
-    genai = pytest.importorskip("onnxruntime_genai")
-    model = genai.Model(str(folder))
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(PROMPT) + count, do_sample=False)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens(np.array([PROMPT], np.int32))
-    tokens = []
-    while not generator.is_done() and len(tokens) < count:
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
     return tokens
 
 
@@ -158,12 +134,12 @@ def test_the_file_gives_the_same_tokens_everywhere(scheme: str, model_dir: Calla
     folder, _ = _export(model_dir("llama3"), tmp_path / "out", scheme, transform="bdq")
     expected = _reference_answer(folder)
     assert len(set(expected)) > 2
-    assert _answer(folder, use_library=False) == expected
+    assert answer(LanguageModel(folder, use_library=False)) == expected
     try:
         library_path()
     except LibraryError:
         return
-    assert _answer(folder, use_library=True) == expected
+    assert answer(LanguageModel(folder, use_library=True)) == expected
 
 
 @pytest.mark.slow  # where continuous integration has installed onnxruntime-genai
@@ -171,7 +147,7 @@ def test_genai_runs_it_with_and_without_the_library(model_dir: Callable[..., Pat
     """The cache is uint8 and its rows are not of the head size, shared between past and present."""
     folder, _ = _export(model_dir("llama3"), tmp_path / "out", "w4a4kv4")
     config = json.loads((folder / "genai_config.json").read_text())
-    expected = _answer(folder)
+    expected = answer(LanguageModel(folder))
     assert LanguageModel(folder).shares_cache
     assert config["search"]["past_present_share_buffer"]
     try:
@@ -180,12 +156,12 @@ def test_genai_runs_it_with_and_without_the_library(model_dir: Callable[..., Pat
         assert "custom_ops_library" not in config["model"]["decoder"]["session_options"]
     else:
         assert config["model"]["decoder"]["session_options"]["custom_ops_library"] == library.name
-        assert _genai_answer(folder) == expected
+        assert genai_answer(folder) == expected
         plain = Path(shutil.copytree(folder, tmp_path / "plain"))
         del config["model"]["decoder"]["session_options"]["custom_ops_library"]
         (plain / "genai_config.json").write_text(json.dumps(config))
         folder = plain
-    assert _genai_answer(folder) == expected
+    assert genai_answer(folder) == expected
 
 
 def test_online_transforms_are_compared_with_the_right_model(model_dir: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from answers import PROMPT, answer, genai_answer
 
 from bdq_export import export
 from bdq_export.commands.inspect import inspect
@@ -16,7 +17,6 @@ from bdq_export.errors import MissingDependencyError
 from bdq_export.package.config_file import load_config
 from bdq_runtime.model import LanguageModel
 
-PROMPT = list(range(40, 56))
 QUICK: dict[str, Any] = {
     "calib_samples": 4,
     "calib_seq_len": 32,
@@ -34,15 +34,6 @@ def _export(source: Path, out: Path, scheme: str, **changes: Any) -> tuple[Path,
 
 def _stock(folder: Path, **options: Any) -> LanguageModel:
     return LanguageModel(folder, threads=1, use_library=False, **options)
-
-
-def _answer(model: LanguageModel, count: int = 8) -> list[int]:
-    tokens = []
-    logits = model.append(PROMPT)
-    for _ in range(count):
-        tokens.append(int(logits[-1].argmax()))
-        logits = model.append(tokens[-1:])
-    return tokens
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_it_is_exported_with_stock_operators_only(
     assert "custom_ops_library" not in (folder / "genai_config.json").read_text()
     model = _stock(folder)
     assert model.shares_cache
-    assert _answer(model) == _answer(_stock(folder, share_cache=False))
+    assert answer(model) == answer(_stock(folder, share_cache=False))
 
 
 def test_a_long_text_outgrows_the_shared_buffer(model_dir: Callable[..., Path], tmp_path: Path) -> None:
@@ -98,18 +89,8 @@ def test_few_bit_linears_go_with_it(model_dir: Callable[..., Path], tmp_path: Pa
 @pytest.mark.parametrize("scheme", ["w8a16kv8", "w8a16kv4"])
 def test_genai_runs_it(scheme: str, model_dir: Callable[..., Path], tmp_path: Path) -> None:
     """Its cache has the types of the model's inputs, int8 and packed uint8, shared between past and present."""
-    genai = pytest.importorskip("onnxruntime_genai")
     folder, _ = _export(model_dir("llama3"), tmp_path / "out", scheme)
-    expected = _answer(_stock(folder))
-    parameters = genai.GeneratorParams(genai.Model(str(folder)))
-    parameters.set_search_options(max_length=len(PROMPT) + len(expected), do_sample=False)
-    generator = genai.Generator(genai.Model(str(folder)), parameters)
-    generator.append_tokens(np.array([PROMPT], np.int32))
-    found = []
-    while not generator.is_done() and len(found) < len(expected):
-        generator.generate_next_token()
-        found.append(int(generator.get_next_tokens()[0]))
-    assert found == expected
+    assert genai_answer(folder) == answer(_stock(folder))
 
 
 def test_an_old_onnx_runtime_is_refused_before_the_work(

@@ -7,48 +7,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from attention_model import HEADS, KV_HEADS, NAME, SIZE, attention_model
 
 from bdq_passes import LowerToKVAttentionPass
-from bdq_passes import annotations as note
 from bdq_passes.functions import attach_functions
 from bdq_runtime.reference import kv_attention
 from bdq_runtime.specs import KVQuantization
 
-HEADS, KV_HEADS, SIZE = 4, 2, 16
 CACHE = KVQuantization(4, 3, 0.95, 0.9, hadamard=True)
-NAME, TOKENS = "layers.3.attention", 5
-
-
-def _value(name: str, data_type: ir.DataType, shape: list[Any]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(data_type), shape=ir.Shape(shape))
-
-
-def _model(packed: bool, rotary: bool, **attributes: Any) -> ir.Model:
-    """One GroupQueryAttention, all of whose inputs are graph inputs."""
-    widths = {"qkv": HEADS + 2 * KV_HEADS} if packed else {"q": HEADS, "k": KV_HEADS, "v": KV_HEADS}
-    hidden = [_value(name, ir.DataType.FLOAT, ["b", "s", SIZE * width]) for name, width in widths.items()]
-    pasts = [
-        _value(f"past_key_values.3.{kind}", ir.DataType.FLOAT, ["b", KV_HEADS, "past", SIZE])
-        for kind in ("key", "value")
-    ]
-    lengths, total = _value("lengths", ir.DataType.INT32, ["b"]), _value("total", ir.DataType.INT32, [])
-    tables = [_value(name, ir.DataType.FLOAT, ["positions", SIZE // 2]) for name in ("cos", "sin")] if rotary else []
-    given = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "scale": 0.3, "do_rotary": int(rotary), **attributes}
-    inputs = [*hidden, *([None, None] if packed else []), *pasts, lengths, total, *tables]
-    node = ir.node(
-        "GroupQueryAttention", inputs, given, domain="com.microsoft", num_outputs=3, name="layers.3.attention"
-    )
-    for output, name in zip(node.outputs, ("y", "present.3.key", "present.3.value"), strict=True):
-        output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
-    node.outputs[0].shape = ir.Shape(["b", "s", HEADS * SIZE])
-    for output in node.outputs[1:]:
-        output.shape = ir.Shape(["b", KV_HEADS, "total", SIZE])
-    opsets = {"": 23, "com.microsoft": 1}
-    graph_inputs = [*hidden, *pasts, lengths, total, *tables]
-    graph = ir.Graph(graph_inputs, node.outputs, nodes=[node], opset_imports=opsets, name="attention")
-    model = ir.Model(graph, ir_version=10)
-    note.set_linear_count(model, 0)
-    return model
+TOKENS = 5
 
 
 def _feeds(packed: bool, rotary: bool) -> dict[str, Any]:
@@ -86,7 +53,7 @@ def _reference(feeds: dict[str, Any], **attributes: Any) -> Any:
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("extra", [{}, {"local_window_size": 2, "softcap": 4.0}])
 def test_the_reference_over_the_same_cache(packed: bool, rotary: bool, extra: dict[str, Any], run: Any) -> None:
-    model = _model(packed, rotary, **extra)
+    model = attention_model(packed, rotary, **extra)
     LowerToKVAttentionPass({3: CACHE})(model)
     (node,) = model.graph
     assert node.op_type == f"{'Packed' if packed else ''}{'Rotary' if rotary else ''}KVAttention"
@@ -101,7 +68,7 @@ def test_the_reference_over_the_same_cache(packed: bool, rotary: bool, extra: di
 
 
 def test_inputs_and_outputs_get_the_shape_of_the_cache() -> None:
-    model = _model(True, True)
+    model = attention_model(True, True)
     LowerToKVAttentionPass({3: CACHE})(model)
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     for kind, row in (("key", SIZE * 4 // 8 + 4), ("value", SIZE * 3 // 8 + 4)):
@@ -124,4 +91,4 @@ def test_what_the_operators_do_not_have_is_an_error(
     attributes: dict[str, Any], caches: dict[int, KVQuantization], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        LowerToKVAttentionPass(caches)(_model(True, True, **attributes))
+        LowerToKVAttentionPass(caches)(attention_model(True, True, **attributes))

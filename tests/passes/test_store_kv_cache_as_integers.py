@@ -9,13 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from attention_model import HEADS, KV_HEADS, SIZE, attention_model
 
 from bdq_passes import StoreKVCacheAsIntegersPass
-from bdq_passes import annotations as note
 from bdq_runtime.session import numpy_type
 from bdq_runtime.specs import StaticKVQuantization
 
-HEADS, KV_HEADS, SIZE = 4, 2, 16
 PROMPT, BUFFER = 70, 128
 SCALES = np.random.default_rng(0).uniform(0.5, 1.5, (2, KV_HEADS, SIZE)).astype(np.float32)
 
@@ -23,36 +22,6 @@ SCALES = np.random.default_rng(0).uniform(0.5, 1.5, (2, KV_HEADS, SIZE)).astype(
 def _cache(bits: int) -> StaticKVQuantization:
     """Scales that clip a few of the values of a standard normal distribution."""
     return StaticKVQuantization(bits, *(SCALES * np.float32(3 / (1 << (bits - 1)))))
-
-
-def _value(name: str, data_type: ir.DataType, shape: list[Any]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(data_type), shape=ir.Shape(shape))
-
-
-def _model(packed: bool = True, rotary: bool = True, **attributes: Any) -> ir.Model:
-    """One GroupQueryAttention, all of whose inputs are graph inputs."""
-    widths = {"qkv": HEADS + 2 * KV_HEADS} if packed else {"q": HEADS, "k": KV_HEADS, "v": KV_HEADS}
-    hidden = [_value(name, ir.DataType.FLOAT, ["b", "s", SIZE * width]) for name, width in widths.items()]
-    pasts = [
-        _value(f"past_key_values.3.{kind}", ir.DataType.FLOAT, ["b", KV_HEADS, "past", SIZE])
-        for kind in ("key", "value")
-    ]
-    lengths, total = _value("lengths", ir.DataType.INT32, ["b"]), _value("total", ir.DataType.INT32, [])
-    tables = [_value(name, ir.DataType.FLOAT, ["positions", SIZE // 2]) for name in ("cos", "sin")] if rotary else []
-    given = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "scale": 0.3, "do_rotary": int(rotary), **attributes}
-    inputs = [*hidden, *([None, None] if packed else []), *pasts, lengths, total, *tables]
-    node = ir.node("GroupQueryAttention", inputs, given, domain="com.microsoft", num_outputs=3, name="attention")
-    for output, name in zip(node.outputs, ("y", "present.3.key", "present.3.value"), strict=True):
-        output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
-    node.outputs[0].shape = ir.Shape(["b", "s", HEADS * SIZE])
-    for output in node.outputs[1:]:
-        output.shape = ir.Shape(["b", KV_HEADS, "total", SIZE])
-    graph_inputs = [*hidden, *pasts, lengths, total, *tables]
-    opsets = {"": 23, "com.microsoft": 1}
-    graph = ir.Graph(graph_inputs, node.outputs, nodes=[node], opset_imports=opsets, name="attention")
-    model = ir.Model(graph, ir_version=10)
-    note.set_linear_count(model, 0)
-    return model
 
 
 def _session(model: ir.Model) -> ort.InferenceSession:
@@ -103,7 +72,7 @@ def _unpacked(cache: Any, bits: int) -> Any:
 def test_a_long_prompt_and_its_continuation(
     bits: int, packed: bool, rotary: bool, shared: bool, extra: dict[str, Any]
 ) -> None:
-    model, cache = _model(packed, rotary, **extra), _cache(bits)
+    model, cache = attention_model(packed, rotary, **extra), _cache(bits)
     StoreKVCacheAsIntegersPass({3: cache})(model)
     session = _session(model)
     angles = np.arange(BUFFER)[:, None] * 0.5 ** np.arange(SIZE // 2)
@@ -147,7 +116,7 @@ def test_a_long_prompt_and_its_continuation(
 
 
 def test_the_lower_half_of_a_byte_is_the_lower_channel() -> None:
-    model, cache = _model(rotary=False), StaticKVQuantization(4, *np.ones((2, KV_HEADS, SIZE), np.float32))
+    model, cache = attention_model(rotary=False), StaticKVQuantization(4, *np.ones((2, KV_HEADS, SIZE), np.float32))
     StoreKVCacheAsIntegersPass({3: cache})(model)
     qkv = np.zeros((1, 1, (HEADS + 2 * KV_HEADS) * SIZE), np.float32)
     qkv[0, 0, HEADS * SIZE : HEADS * SIZE + 4] = [-8, 7, 2.5, -100]
@@ -170,11 +139,11 @@ def test_the_lower_half_of_a_byte_is_the_lower_channel() -> None:
 )
 def test_what_the_operator_does_not_have_is_an_error(layer: int, cache: StaticKVQuantization, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StoreKVCacheAsIntegersPass({layer: cache})(_model())
+        StoreKVCacheAsIntegersPass({layer: cache})(attention_model())
 
 
 def test_a_second_run_is_an_error() -> None:
-    model = _model()
+    model = attention_model()
     StoreKVCacheAsIntegersPass({3: _cache(8)})(model)
     with pytest.raises(ValueError, match="has scales already"):
         StoreKVCacheAsIntegersPass({3: _cache(8)})(model)
